@@ -1,0 +1,45 @@
+# Every target works on a fresh clone: the first one that needs the environment builds it.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+WORKERS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-full check format bench docs clean
+
+help:            ## list the targets
+	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 20
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip -c constraints.txt
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,lora]'
+	touch $@
+
+demo: $(READY)   ## distil the built-in teacher into a small student and write a report
+	$(BIN)/amidkd demo
+
+test: $(READY)   ## the tests that every change must pass
+	$(BIN)/python -m pytest -n $(WORKERS) -m 'not full'
+
+test-full: $(READY)  ## the same, with the whole grid of divergences, pairs, α and λ
+	$(BIN)/python -m pytest -n $(WORKERS)
+
+check: $(READY)  ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY) ## rewrite the code in the project's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY)  ## the benchmarks, with their table
+	$(BIN)/python benchmarks/loss_memory.py
+
+docs: $(READY)   ## write the reference page of the run file from its schema
+	$(BIN)/python -m amidkd.config.reference docs/reference/run-file.md
+
+clean:           ## remove the environment and caches
+	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,286 @@
+"""From a YAML file and dotted overrides to a checked :class:`RunConfig`, or one clear message."""
+
+import difflib
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from amidkd.config.objective import TermConfig
+from amidkd.config.schema import RunConfig
+from amidkd.errors import SettingError
+
+__all__ = ["dump_yaml", "load", "parse"]
+
+RUN_FILE = "run.yaml"
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 numbers: `1e-4` is a number (PyYAML reads it as text), and a key given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Build a mapping, refusing a repeated key."""
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        repeated = {key for key in keys if keys.count(key) > 1}
+        if repeated:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"key given twice: {', '.join(sorted(repeated))}", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
+
+
+_FLOAT = r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$"
+
+
+def _add_float_resolver() -> None:
+    import re
+
+    _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(_FLOAT), list("-+0123456789."))
+
+
+_add_float_resolver()
+
+
+def load(source: str | os.PathLike[str], overrides: Iterable[str] = ()) -> RunConfig:
+    """Read a run file, or the ``run.yaml`` of a run folder, and apply ``section.key=value`` overrides.
+
+    Args:
+        source: A YAML file, or a folder that holds ``run.yaml``.
+        overrides: Dotted assignments; the value is read as YAML.
+
+    Returns:
+        The run's settings. Every path is absolute: those in the file were relative to the file's
+        folder, those in overrides to the working directory.
+
+    Raises:
+        SettingError: The file is missing or not YAML; a key is unknown (with a suggestion); a value is
+            out of its domain; an override is not an assignment.
+
+    Example:
+        >>> load("recipes/g2p.yaml", ["objective.alpha=-3"]).objective.alpha  # doctest: +SKIP
+        -3.0
+    """
+    path = Path(source)
+    if path.is_dir():
+        path = path / RUN_FILE
+    if not path.is_file():
+        near = difflib.get_close_matches(path.name, [p.name for p in _siblings(path)], n=1)
+        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
+        raise SettingError(f"no run file at {path}{hint}")
+    tree = _read_yaml(path.read_text(encoding="utf-8"), str(path))
+    _resolve_paths(tree, path.resolve().parent)
+    for assignment in overrides:
+        _apply_override(tree, assignment)
+    return parse(tree, where=str(path))
+
+
+def parse(tree: Mapping[str, Any], where: str = "the run file") -> RunConfig:
+    """Check a run file's tree against the schema.
+
+    Args:
+        tree: Sections by name, as YAML gives them.
+        where: What error messages call the source.
+
+    Raises:
+        SettingError: With one line for each thing that is wrong.
+    """
+    try:
+        return RunConfig.model_validate(dict(tree))
+    except ValidationError as error:
+        lines = [_explain(detail) for detail in error.errors()]
+        raise SettingError("\n".join([f"{where} cannot be used:", *(f"  {line}" for line in lines)])) from None
+
+
+def dump_yaml(config: RunConfig) -> str:
+    """The resolved run file as text: every setting with the value it has in this run."""
+    tree = config.model_dump(mode="json")
+    if config.objective.terms is not None:
+        # Beside terms these have no effect, and the schema refuses them.
+        tree["objective"] = {
+            key: value for key, value in tree["objective"].items() if key not in TermConfig.model_fields
+        }
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+
+
+def _siblings(path: Path) -> list[Path]:
+    return sorted(path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
+
+
+def _read_yaml(text: str, where: str) -> dict[str, Any]:
+    try:
+        tree = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise SettingError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise SettingError(f"{where} must hold sections such as `student:` and `data:`; it holds {type(tree).__name__}")
+    return tree
+
+
+def _apply_override(tree: dict[str, Any], assignment: str) -> None:
+    key, equals, text = assignment.partition("=")
+    if not equals or not key:
+        raise SettingError(f"override {assignment!r} is not of the form section.key=value")
+    if "." not in key and key not in RunConfig.model_fields:
+        raise SettingError(f"override {assignment!r}: no section {key!r}{_suggest(key, RunConfig.model_fields)}")
+    try:
+        value = yaml.load(text, Loader=_Loader) if text else None
+    except yaml.YAMLError as error:
+        raise SettingError(f"override {assignment!r}: its value is not valid YAML: {error}") from None
+    *parents, leaf = key.split(".")
+    node = tree
+    for parent in parents:
+        child = node.get(parent)
+        if not isinstance(child, dict):
+            child = _spell_out(key, parent, child)
+            node[parent] = child
+        node = child
+    branch: dict[str, Any] = {leaf: value}
+    for parent in reversed(parents):
+        branch = {parent: branch}
+    _resolve_paths(branch, Path.cwd())
+    for parent in parents:
+        branch = branch[parent]
+    node[leaf] = branch[leaf]
+
+
+_SHORTHAND = {"output": "folder", "student": "model", "teacher": "model", "policy": "kind", "divergence": "name"}
+
+
+def _spell_out(key: str, section: str, value: Any) -> dict[str, Any]:
+    """A section written as one bare value, as the mapping that it stands for."""
+    if value is None or isinstance(value, bool):
+        return {}
+    if section in _SHORTHAND:
+        return {_SHORTHAND[section]: value}
+    raise SettingError(f"override {key}: {section!r} holds {value!r}, which has no keys")
+
+
+def _resolve_paths(tree: dict[str, Any], base: Path) -> None:
+    """Make every path in the tree absolute, in place."""
+    for *parents, leaf in _path_keys():
+        node: Any = tree
+        for parent in parents:
+            node = node.get(parent) if isinstance(node, dict) else None
+            if isinstance(node, str) and parent in _SHORTHAND and leaf == _SHORTHAND[parent]:
+                _child(tree, parents[:-1])[parent] = _absolute(node, base)
+        if isinstance(node, dict) and isinstance(node.get(leaf), str):
+            node[leaf] = _absolute(node[leaf], base)
+    output = tree.get("output")
+    if isinstance(output, str):
+        tree["output"] = str((base / Path(output).expanduser()).resolve())
+    elif isinstance(output, dict) and isinstance(output.get("folder"), str):
+        output["folder"] = str((base / Path(output["folder"]).expanduser()).resolve())
+
+
+def _child(tree: dict[str, Any], keys: list[str]) -> dict[str, Any]:
+    for key in keys:
+        tree = tree[key]
+    return tree
+
+
+def _absolute(text: str, base: Path) -> str:
+    """The absolute path, or the text itself where it can only be a hub name."""
+    path = (base / Path(text).expanduser()).resolve()
+    looks_like_path = text.startswith((".", "/", "~")) or text.count("/") > 1 or Path(text).suffix in _FILE_SUFFIXES
+    return str(path) if path.exists() or looks_like_path else text
+
+
+_FILE_SUFFIXES = {".json", ".jsonl", ".parquet", ".txt", ".yaml", ".yml", ".csv"}
+
+
+def _path_keys() -> Iterator[tuple[str, ...]]:
+    yield from _walk(RunConfig, ())
+
+
+def _walk(model: type[BaseModel], prefix: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    for name, field in model.model_fields.items():
+        extra = field.json_schema_extra
+        if isinstance(extra, dict) and extra.get("path"):
+            yield (*prefix, name)
+        for inner in _models_in(field.annotation):
+            if inner is not model:
+                yield from _walk(inner, (*prefix, name))
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if get_origin(annotation) in (Union, UnionType, Annotated):
+        for part in get_args(annotation):
+            yield from _models_in(part)
+    elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+
+
+def _explain(detail: Any) -> str:
+    """One line for one of pydantic's complaints: key, value, what to do."""
+    location = [str(part) for part in detail["loc"] if not _is_tag(part)]
+    key = ".".join(location)
+    kind, value = detail["type"], detail.get("input")
+    if kind == "extra_forbidden":
+        return f"{key}: unknown key{_suggest(location[-1], _keys_at(location[:-1]))}"
+    if kind == "missing":
+        return f"{key}: missing; {_description(location)}"
+    if kind in ("union_tag_not_found", "union_tag_invalid"):
+        return f"{key}: needs `kind:`, one of {detail['ctx'].get('expected_tags', _tags(location))}; got {value!r}"
+    message = detail["msg"].removeprefix("Value error, ")
+    if isinstance(value, float) and not math.isfinite(value):
+        message = "must be a finite number"
+    shown = "" if isinstance(value, dict) else f"; got {value!r}"
+    return f"{key or 'run file'}: {message}{'' if repr(value) in message else shown}"
+
+
+_TAGS = {
+    "pretrained", "from_scratch", "depth_pruned", "constant", "linear", "cosine", "piecewise", "adaptive",
+    "float", "int", "bool", "str", "live", "dataset", "WarmStartConfig",
+}  # fmt: skip
+
+
+def _is_tag(part: Any) -> bool:
+    """Whether pydantic put this into a location to name a member of a union, not a key."""
+    return isinstance(part, str) and (part in _TAGS or part.startswith(("tagged-union", "list[", "literal[", "union[")))
+
+
+def _annotations_at(location: list[str]) -> list[type[BaseModel]]:
+    models: list[type[BaseModel]] = [RunConfig]
+    for part in location:
+        if part.isdigit():
+            continue
+        found: list[type[BaseModel]] = []
+        for model in models:
+            field = model.model_fields.get(part)
+            if field is not None:
+                found.extend(_models_in(field.annotation))
+                for inner in get_args(field.annotation):
+                    if get_origin(inner) is list:
+                        found.extend(_models_in(get_args(inner)[0]))
+        models = found
+    return models
+
+
+def _keys_at(location: list[str]) -> list[str]:
+    return sorted({key for model in _annotations_at(location) for key in model.model_fields})
+
+
+def _tags(location: list[str]) -> str:
+    tags = [str(m.model_fields["kind"].default) for m in _annotations_at(location) if "kind" in m.model_fields]
+    return ", ".join(tags)
+
+
+def _description(location: list[str]) -> str:
+    for model in _annotations_at(location[:-1]):
+        field = model.model_fields.get(location[-1])
+        if field is not None and field.description:
+            return field.description
+    return "it has no default"
+
+
+def _suggest(key: str, known: Iterable[str]) -> str:
+    names = sorted(known)
+    near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    return f"; known keys: {', '.join(names)}" if names else ""

@@ -1,0 +1,271 @@
+"""The run file: one section a class, one field an option with its type, domain and meaning.
+
+The reference page ``docs/reference/run-file.md`` is made from this module.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, field_validator, model_validator
+
+from amidkd.config.base import Section, path_field
+from amidkd.config.objective import ObjectiveConfig
+
+__all__ = [
+    "CorpusConfig",
+    "DataConfig",
+    "DatasetPolicy",
+    "DepthPrunedStudent",
+    "EvaluationConfig",
+    "FromScratchStudent",
+    "GenerationConfig",
+    "KernelsConfig",
+    "LiveTeacher",
+    "LoraConfig",
+    "OutputConfig",
+    "PretrainedStudent",
+    "RunConfig",
+    "StudentConfig",
+    "TrainingConfig",
+    "WarmStartConfig",
+]
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+class LoraConfig(Section):
+    """Train low-rank adapters instead of all weights (extra ``lora``)."""
+
+    rank: int = Field(16, gt=0, description="Rank of the adapters.")
+    alpha: float = Field(32.0, gt=0, description="Scale: adapters are multiplied by alpha / rank.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapters' input.")
+    target_modules: list[str] | Literal["all-linear"] = Field(
+        "all-linear", description="Names of the layers that get adapters."
+    )
+    merge: bool = Field(True, description="Merge the adapters into the saved student.")
+
+
+class WarmStartConfig(Section):
+    """Fine-tuning by cross-entropy before distillation (design, §1: small α cannot start from random weights)."""
+
+    epochs: float = Field(1.0, gt=0, description="Passes over the training rows.")
+    max_steps: int | None = Field(None, gt=0, description="Stop after this many steps, whatever `epochs` says.")
+    learning_rate: float | None = Field(None, gt=0, description="Default: twice `training.learning_rate`.")
+
+
+class _Student(Section):
+    dtype: Dtype = Field("float32", description="Type of the weights while training; `auto` keeps the file's.")
+    lora: LoraConfig | None = Field(None, description="Low-rank adapters; all weights are trained without it.")
+    warm_start: WarmStartConfig | bool | None = Field(
+        None,
+        description="Fine-tuning before distillation: true, false or settings. Default: on for a student from scratch.",
+    )
+    trust_remote_code: bool = Field(False, description="Run model code that comes with the weights.")
+
+
+class PretrainedStudent(_Student):
+    """A model folder or hub name."""
+
+    kind: Literal["pretrained"] = "pretrained"
+    model: str = path_field(description="Model folder or hub name.")
+
+
+class FromScratchStudent(_Student):
+    """Random weights in a given shape."""
+
+    kind: Literal["from_scratch"] = "from_scratch"
+    config: dict[str, Any] = Field(
+        description="transformers config fields with `model_type`, such as {model_type: llama, hidden_size: 64}. "
+        "Vocabulary size and special ids come from the tokenizer."
+    )
+    tokenizer: str | None = path_field(None, description="Tokenizer folder or hub name. Default: the teacher's.")
+
+
+class DepthPrunedStudent(_Student):
+    """Evenly spaced layers of the teacher, with its embeddings and head."""
+
+    kind: Literal["depth_pruned"] = "depth_pruned"
+    layers: int = Field(gt=0, description="How many of the teacher's layers to keep.")
+
+
+StudentConfig = Annotated[
+    PretrainedStudent | FromScratchStudent | DepthPrunedStudent, Field(discriminator="kind")
+]
+
+
+class LiveTeacher(Section):
+    """A model in memory, run beside the student."""
+
+    kind: Literal["live"] = "live"
+    model: str = path_field(description="Model folder or hub name.")
+    dtype: Dtype = Field("auto", description="Type of the weights; `auto` keeps the file's.")
+    device: str | None = Field(None, description="Device, such as `cuda:1`. Default: the student's.")
+    adapter: str | None = path_field(None, description="LoRA adapter folder on top of the model.")
+    merge_adapter: bool = Field(True, description="Merge the adapter into the weights at load time.")
+    quantization: Literal["8bit", "4bit"] | None = Field(
+        None, description="Load quantised through bitsandbytes (extra `quantization`)."
+    )
+    trust_remote_code: bool = Field(False, description="Run model code that comes with the weights.")
+
+
+class GenerationConfig(Section):
+    """How the teacher answers prompts that have no completion."""
+
+    max_new_tokens: int = Field(256, gt=0, description="Longest answer, in tokens.")
+    temperature: float = Field(1.0, ge=0, description="Sampling temperature; 0 is greedy.")
+    top_p: float = Field(1.0, gt=0, le=1, description="Nucleus of the sampling distribution.")
+    top_k: int = Field(0, ge=0, description="Sample among the k likeliest tokens; 0 is all.")
+    samples_per_prompt: int = Field(1, gt=0, description="Answers to each prompt.")
+    batch_size: int = Field(32, gt=0, description="Prompts in a batch.")
+    seed: int = Field(0, ge=0, description="Seed of the sampling.")
+
+
+class CorpusConfig(Section):
+    """Plain text on which the student also learns to predict the next token (MiniLLM's language-model loss)."""
+
+    source: str = path_field(description="JSONL, Parquet, folder or hub name with a `text` column.")
+    split: str = Field("train", description="Split, for a hub data set.")
+    weight: float = Field(1.0, gt=0, description="Weight of the corpus loss.")
+    max_length: int = Field(512, gt=1, description="Tokens of a text window.")
+    batch_size: int | None = Field(None, gt=0, description="Windows a step. Default: the training batch size.")
+
+
+class DataConfig(Section):
+    """Which rows to learn from, and how they become tokens."""
+
+    train: str = path_field(description="JSONL, Parquet, folder or hub name.")
+    train_split: str = Field("train", description="Split, for a hub data set.")
+    validation: str | None = path_field(None, description="Rows to evaluate on, in the same form as `train`.")
+    validation_split: str = Field("validation", description="Split, for a hub data set.")
+    prompt_template: str | None = Field(
+        None, description="Wraps a bare prompt, e.g. `<s>{prompt}<sep>`; or `instruction` for the papers' prompt."
+    )
+    completion_template: str | None = Field(None, description="Wraps a bare completion, e.g. ` {completion}`.")
+    add_special_tokens: bool | None = Field(
+        None,
+        description="Let the tokenizer add its special tokens before the prompt. Default: unless a template is given.",
+    )
+    max_length: int = Field(512, gt=1, description="Longest row in tokens, prompt and completion together.")
+    max_prompt_length: int | None = Field(None, gt=0, description="Longest prompt in tokens. Default: max_length − 1.")
+    long_prompts: Literal["error", "drop", "keep_end"] = Field(
+        "error", description="What to do with a prompt over `max_prompt_length`: stop, drop the row, or keep its end."
+    )
+    label_fraction: float = Field(
+        1.0, ge=0, le=1, description="Part of the rows that keep their completion; the rest become prompts only."
+    )
+    label_seed: int = Field(0, ge=0, description="Seed of the choice which rows keep their completion.")
+    unlabelled: Literal["teacher_answers", "drop"] = Field(
+        "teacher_answers", description="Rows without a completion: the teacher answers them once, or they are dropped."
+    )
+    generation: GenerationConfig = Field(
+        default_factory=GenerationConfig, description="How the teacher answers them."
+    )
+    max_rows: int | None = Field(None, gt=0, description="Use only the first rows of `train`.")
+    corpus: CorpusConfig | None = Field(None, description="Plain text for a next-token loss beside distillation.")
+
+
+class DatasetPolicy(Section):
+    """Learn from the data set's sequences (off-policy)."""
+
+    kind: Literal["dataset"] = "dataset"
+
+
+class TrainingConfig(Section):
+    """Optimisation. Any field of ``transformers.TrainingArguments`` may be given beside these."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False, validate_default=True)
+
+    learning_rate: float = Field(1e-4, gt=0, description="Peak learning rate.")
+    num_train_epochs: float = Field(3.0, gt=0, description="Passes over the training rows.")
+    max_steps: int = Field(-1, description="Optimizer steps; −1 leaves it to the epochs.")
+    per_device_train_batch_size: int = Field(8, gt=0, description="Rows in a forward pass on each device.")
+    gradient_accumulation_steps: int = Field(1, gt=0, description="Forward passes in an optimizer step.")
+    lr_scheduler_type: str = Field("cosine", description="Schedule of the learning rate.")
+    warmup_steps: float = Field(0.03, ge=0, description="Steps of warm-up; below 1, a fraction of all steps.")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay.")
+    max_grad_norm: float = Field(1.0, ge=0, description="Gradient norm above which gradients are scaled down.")
+    logging_steps: int = Field(10, gt=0, description="Steps between two lines of metrics.jsonl.")
+    save_steps: int = Field(500, gt=0, description="Steps between two checkpoints.")
+    save_total_limit: int | None = Field(2, gt=0, description="Checkpoints kept.")
+    seed: int = Field(42, ge=0, description="Seed of weights, order and dropout.")
+    bf16: bool = Field(False, description="Run the models under bfloat16 autocast.")
+    gradient_checkpointing: bool = Field(False, description="Recompute activations to save memory.")
+    report_to: str | list[str] = Field("none", description="Trackers, such as `tensorboard` or `wandb`.")
+    resume_from_checkpoint: bool | str = path_field(
+        False, description="true: go on from the run folder's last checkpoint, where there is one."
+    )
+
+
+class EvaluationConfig(Section):
+    """How students are compared with their teacher."""
+
+    data: str | None = path_field(None, description="Rows to evaluate on. Default: data.validation.")
+    split: str = Field("test", description="Split, for a hub data set.")
+    max_rows: int | None = Field(None, gt=0, description="Use only the first rows.")
+    batch_size: int = Field(64, gt=0, description="Rows in a batch.")
+    max_new_tokens: int | None = Field(None, gt=0, description="Longest answer. Default: data.generation's.")
+    sampling_seeds: list[int] = Field(
+        [10, 20, 30, 40, 50], min_length=1, description="Seeds of the sampled answers, one set of answers each."
+    )
+    temperature: float = Field(1.0, gt=0, description="Temperature of the sampled answers.")
+    samples_kept: int = Field(50, ge=0, description="Rows of samples.jsonl.")
+    after_training: bool = Field(False, description="Evaluate at the end of `distill` and `sft`.")
+
+
+class KernelsConfig(Section):
+    """How the loss is computed."""
+
+    backend: Literal["auto", "naive", "chunked"] = Field("auto", description="`naive` builds full logits: the oracle.")
+    memory_mb: float = Field(128.0, gt=0, description="Buffers of the chunked loss, beside inputs and gradients.")
+
+
+class OutputConfig(Section):
+    """Where the run goes."""
+
+    folder: str = Field(description="Run folder, made if absent.")
+
+
+class RunConfig(Section):
+    """A run file."""
+
+    student: StudentConfig = Field(description="The model to train.")
+    teacher: LiveTeacher | None = Field(None, description="The model to learn from; `sft` needs none.")
+    data: DataConfig = Field(description="The rows to learn from.")
+    objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig, description="What the student minimises.")
+    policy: DatasetPolicy = Field(default_factory=DatasetPolicy, description="Whose sequences are learnt from.")
+    training: TrainingConfig = Field(default_factory=TrainingConfig, description="Optimisation.")
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig, description="Evaluation.")
+    kernels: KernelsConfig = Field(default_factory=KernelsConfig, description="Loss kernels.")
+    output: OutputConfig = Field(description="The run folder; a bare path is enough.")
+
+    @field_validator("output", mode="before")
+    @classmethod
+    def _folder_alone(cls, value: Any) -> Any:
+        return {"folder": value} if isinstance(value, str) else value
+
+    @field_validator("student", mode="before")
+    @classmethod
+    def _model_alone(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"kind": "pretrained", "model": value}
+        if isinstance(value, dict) and "kind" not in value and "model" in value:
+            return {"kind": "pretrained", **value}
+        return value
+
+    @field_validator("teacher", mode="before")
+    @classmethod
+    def _teacher_alone(cls, value: Any) -> Any:
+        return {"model": value} if isinstance(value, str) else value
+
+    @field_validator("policy", mode="before")
+    @classmethod
+    def _kind_alone(cls, value: Any) -> Any:
+        return {"kind": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _parts_that_need_a_teacher(self) -> "RunConfig":
+        if self.teacher is None:
+            if self.student.kind == "depth_pruned":
+                raise ValueError("student.kind: depth_pruned takes its layers from a teacher; add a teacher section")
+            if self.student.kind == "from_scratch" and self.student.tokenizer is None:
+                raise ValueError("student.tokenizer is needed where there is no teacher to take it from")
+        return self
