@@ -1,6 +1,6 @@
 """What the package raises and warns when a setting is wrong or has no effect."""
 
-__all__ = ["SettingError", "SettingWarning"]
+__all__ = ["LossError", "SettingError", "SettingWarning"]
 
 
 class SettingError(ValueError):
@@ -12,3 +12,10 @@ class SettingError(ValueError):
 
 class SettingWarning(UserWarning):
     """A setting that has no effect in this run, or a run that starts where it cannot learn."""
+
+
+class LossError(RuntimeError):
+    """The loss is not finite: names the step, the rows of the batch and the likely cause.
+
+    Raised before the optimizer's step, so that weights and checkpoints stay good.
+    """

@@ -1,0 +1,197 @@
+"""The command line: one verb a task, each over a run file and dotted overrides.
+
+Nothing heavy is imported before the run file has been read and checked.
+"""
+
+import argparse
+import errno
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TextIO
+
+from amidkd import __version__
+from amidkd.config import RunConfig, load
+from amidkd.errors import LossError, SettingError
+from amidkd.record import RunFolder
+
+__all__ = ["main"]
+
+_log = logging.getLogger("amidkd")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb.
+
+    Args:
+        arguments: Words after ``amidkd``; default: those of the process.
+
+    Returns:
+        0 when done; 2 for a setting, file or row that cannot be used (one message, no traceback);
+        1 for a run that had to stop (a loss that is not finite, a full disk) and for a doctor that found
+        something wrong; 130 after an interrupt.
+    """
+    options = _parser().parse_args(arguments)
+    if options.verb is None:
+        _parser().print_help()
+        return 0
+    _set_up_messages()
+    try:
+        return options.run(options)
+    except SettingError as error:
+        print(f"amidkd: {error}", file=sys.stderr)
+        return 2
+    except LossError as error:
+        print(f"amidkd: training stopped: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        print(f"amidkd: cannot write: {error}. What was saved before is complete.", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(
+            "amidkd: interrupted. Go on from the last checkpoint with training.resume_from_checkpoint=true",
+            file=sys.stderr,
+        )
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="amidkd",
+        description="Knowledge distillation for language models through alpha-mixture assistants.",
+        epilog="A run is a YAML file; any of its settings can be given as section.key=value after it. "
+        "Settings: docs/reference/run-file.md.",
+    )
+    parser.add_argument("--version", action="version", version=f"amidkd {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB")
+    for name, (action, help_text) in _VERBS.items():
+        verb = verbs.add_parser(name, help=help_text, description=help_text)
+        if name == "demo":
+            verb.add_argument("folder", nargs="?", default="demo-run", help="where the runs and the report go")
+        else:
+            verb.add_argument("source", metavar="RUN", help="a run file, or the folder of a run")
+            verb.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that differ")
+        verb.set_defaults(run=action)
+    return parser
+
+
+class _StderrHandler(logging.StreamHandler[TextIO]):
+    """Writes to whatever ``sys.stderr`` is at the time, above a progress bar that is on the screen."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line."""
+        if "tqdm" in sys.modules:
+            from tqdm import tqdm
+
+            tqdm.write(self.format(record), file=sys.stderr)
+        else:
+            print(self.format(record), file=sys.stderr)
+
+
+def _set_up_messages() -> None:
+    """Plain lines for people on standard error, from the first process alone; results go to standard output."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    first = int(os.environ.get("RANK", "0")) == 0
+    if not _log.handlers:
+        _log.addHandler(_StderrHandler())
+    _log.setLevel(logging.INFO if first else logging.ERROR)
+    _log.propagate = False
+
+    def show(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+        if issubclass(category, DeprecationWarning | FutureWarning | PendingDeprecationWarning):
+            return
+        _log.warning("warning: %s", message)
+
+    warnings.showwarning = show  # type: ignore[assignment]
+
+
+def _config(options: argparse.Namespace) -> RunConfig:
+    return load(options.source, options.overrides)
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from amidkd.demo import run_demo
+
+    run_demo(Path(options.folder).resolve())
+    return 0
+
+
+def _train(verb: str) -> Callable[[argparse.Namespace], int]:
+    def run(options: argparse.Namespace) -> int:
+        config = _config(options)
+        from amidkd import training
+
+        folder = training.distill(config) if verb == "distill" else training.sft(config)
+        if int(os.environ.get("RANK", "0")) == 0:
+            print(f"Student: {folder.student}")
+            print(f"Next:    amidkd eval {_shown(folder.path)}    then    amidkd report {_shown(folder.path)}")
+        return 0
+
+    return run
+
+
+def _generate(options: argparse.Namespace) -> int:
+    config = _config(options)
+    from amidkd.training import run_generate
+
+    print(f"Answers: {run_generate(config)}")
+    return 0
+
+
+def _eval(options: argparse.Namespace) -> int:
+    config = _config(options)
+    from amidkd.evaluation import evaluate_run, print_evaluation
+
+    folder = RunFolder(Path(config.output.folder))
+    print_evaluation(evaluate_run(config, folder))
+    print(f"Written to {folder.record_file} and {folder.samples_file}")
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    config = _config(options)
+    from amidkd.report import write_report
+
+    print(f"Report: {write_report(RunFolder(Path(config.output.folder)))}")
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    config = _config(options)
+    from amidkd.doctor import examine
+
+    return 0 if examine(config, show=print) else 1
+
+
+def _cite(options: argparse.Namespace) -> int:
+    from amidkd.citations import citations_of
+
+    print("\n\n".join(citation.bibtex for citation in citations_of(_config(options))))
+    return 0
+
+
+def _shown(path: Path) -> str:
+    """A path as short as it can be typed from the working directory."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+_VERBS: dict[str, tuple[Callable[[argparse.Namespace], int], str]] = {
+    "demo": (_demo, "distil the built-in teacher into small students and compare them; needs no file"),
+    "doctor": (_doctor, "check a run before it starts, and estimate its memory and time"),
+    "distill": (_train("distill"), "train the student on the teacher's distributions"),
+    "sft": (_train("sft"), "train by cross-entropy: a teacher, a starting point or a baseline"),
+    "generate": (_generate, "write the teacher's answers to the prompts"),
+    "eval": (_eval, "measure a run's student beside its teacher"),
+    "report": (_report, "write a run's report.html"),
+    "cite": (_cite, "print BibTeX for the methods that a run uses"),
+}
