@@ -109,7 +109,7 @@ def _set_up_messages() -> None:
             return
         _log.warning("warning: %s", message)
 
-    warnings.showwarning = show  # type: ignore[assignment]
+    warnings.showwarning = show
 
 
 def _config(options: argparse.Namespace) -> RunConfig:

@@ -40,7 +40,17 @@ __all__ = [
     "write_json_lines",
 ]
 
-_PACKAGES = ("amidkd", "torch", "transformers", "accelerate", "datasets", "tokenizers", "peft", "numpy", "pyarrow")
+_PACKAGES = (
+    "amidkd",
+    "torch",
+    "transformers",
+    "accelerate",
+    "datasets",
+    "tokenizers",
+    "peft",
+    "numpy",
+    "pyarrow",
+)
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,9 @@ class Hidden:
                 f"{tuple(self.states.shape)} and {tuple(self.weight.shape)}"
             )
         if self.bias is not None and self.bias.shape != self.weight.shape[:1]:
-            raise ValueError(f"Hidden.bias must have shape [V] = [{self.weight.shape[0]}]; got {tuple(self.bias.shape)}")
+            raise ValueError(
+                f"Hidden.bias must have shape [V] = [{self.weight.shape[0]}]; got {tuple(self.bias.shape)}"
+            )
         if self.softcap is not None and not self.softcap > 0:
             raise ValueError(f"Hidden.softcap must be above 0; got {self.softcap}")
 

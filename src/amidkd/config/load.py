@@ -3,6 +3,7 @@
 import difflib
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import UnionType
@@ -34,16 +35,11 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_FLOAT = r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$"
-
-
-def _add_float_resolver() -> None:
-    import re
-
-    _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(_FLOAT), list("-+0123456789."))
-
-
-_add_float_resolver()
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
 
 
 def load(source: str | os.PathLike[str], overrides: Iterable[str] = ()) -> RunConfig:
@@ -148,7 +144,13 @@ def _apply_override(tree: dict[str, Any], assignment: str) -> None:
     node[leaf] = branch[leaf]
 
 
-_SHORTHAND = {"output": "folder", "student": "model", "teacher": "model", "policy": "kind", "divergence": "name"}
+_SHORTHAND = {
+    "output": "folder",
+    "student": "model",
+    "teacher": "model",
+    "policy": "kind",
+    "divergence": "name",
+}
 
 
 def _spell_out(key: str, section: str, value: Any) -> dict[str, Any]:
@@ -225,17 +227,20 @@ def _explain(detail: Any) -> str:
     if kind == "missing":
         return f"{key}: missing; {_description(location)}"
     if kind in ("union_tag_not_found", "union_tag_invalid"):
-        return f"{key}: needs `kind:`, one of {detail['ctx'].get('expected_tags', _tags(location))}; got {value!r}"
+        given = value.get("kind") if isinstance(value, dict) else value
+        return f"{key}: needs `kind:`, one of {_tags(location)}; got {given!r}"
     message = detail["msg"].removeprefix("Value error, ")
     if isinstance(value, float) and not math.isfinite(value):
-        message = "must be a finite number"
-    shown = "" if isinstance(value, dict) else f"; got {value!r}"
-    return f"{key or 'run file'}: {message}{'' if repr(value) in message else shown}"
+        return f"{key}: must be a finite number; got {value}"
+    if isinstance(value, dict):
+        return f"{key or 'run file'}: {message}"
+    hint = _suggest(value, re.findall(r"'([^']+)'", message)) if kind == "literal_error" else ""
+    return f"{key or 'run file'}: {message}{'' if repr(value) in message else f'; got {value!r}'}{hint}"
 
 
 _TAGS = {
     "pretrained", "from_scratch", "depth_pruned", "constant", "linear", "cosine", "piecewise", "adaptive",
-    "float", "int", "bool", "str", "live", "dataset", "WarmStartConfig",
+    "number", "settings", "switch", "live", "dataset", "float", "int", "bool", "str",
 }  # fmt: skip
 
 
@@ -278,9 +283,9 @@ def _description(location: list[str]) -> str:
     return "it has no default"
 
 
-def _suggest(key: str, known: Iterable[str]) -> str:
+def _suggest(key: object, known: Iterable[str]) -> str:
     names = sorted(known)
-    near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(str(key), names, n=1, cutoff=0.5)
     if near:
         return f"; did you mean {near[0]!r}?"
-    return f"; known keys: {', '.join(names)}" if names else ""
+    return f"; known: {', '.join(names)}" if names else ""

@@ -1,8 +1,9 @@
 """The ``objective`` section: which divergence, between which two distributions, at which α and λ."""
 
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from amidkd.config.base import Section
 
@@ -57,9 +58,7 @@ class DivergenceConfig(Section):
                 raise ValueError(f"divergence {self.name!r} has no parameter {key!r}; remove it")
             if key in wanted and not given:
                 example = ", ".join(f"{k}: {v}" for k, v in zip(wanted, (0.2, 0.7), strict=False))
-                raise ValueError(
-                    f"divergence {self.name!r} needs {key!r}: write {{name: {self.name}, {example}}}"
-                )
+                raise ValueError(f"divergence {self.name!r} needs {key!r}: write {{name: {self.name}, {example}}}")
         return self
 
     @property
@@ -103,9 +102,7 @@ class PiecewiseSchedule(Section):
     @classmethod
     def _increasing(cls, points: list[tuple[float, float]]) -> list[tuple[float, float]]:
         progress = [x for x, _ in points]
-        if any(not 0 <= x <= 1 for x in progress) or any(
-            x >= y for x, y in zip(progress, progress[1:], strict=False)
-        ):
+        if any(not 0 <= x <= 1 for x in progress) or any(x >= y for x, y in pairwise(progress)):
             raise ValueError(
                 f"progress must increase within [0, 1]; got {progress}. Example: [[0, 1], [0.5, -1], [1, -3]]"
             )
@@ -128,9 +125,21 @@ class AdaptiveSchedule(Section):
         return self
 
 
+def _kind(value: Any) -> str:
+    """What a setting that is a number or a schedule holds, so that only that member complains."""
+    if isinstance(value, dict):
+        return str(value.get("kind"))
+    return getattr(value, "kind", "number")
+
+
 ScheduleConfig = Annotated[
-    ConstantSchedule | LinearSchedule | CosineSchedule | PiecewiseSchedule | AdaptiveSchedule,
-    Field(discriminator="kind"),
+    Annotated[float, Tag("number")]
+    | Annotated[ConstantSchedule, Tag("constant")]
+    | Annotated[LinearSchedule, Tag("linear")]
+    | Annotated[CosineSchedule, Tag("cosine")]
+    | Annotated[PiecewiseSchedule, Tag("piecewise")]
+    | Annotated[AdaptiveSchedule, Tag("adaptive")],
+    Discriminator(_kind),
 ]
 
 
@@ -152,10 +161,11 @@ class TermConfig(Section):
         default_factory=DivergenceConfig, description="Name of a divergence, or {name, parameters}."
     )
     between: Between = Field("teacher||assistant", description="The ordered pair (a, b) of D(a‖b).")
-    alpha: float | ScheduleConfig = Field(
-        -0.5, description="α of the assistant: −1 arithmetic, 1 geometric, 3 harmonic mean. Number or schedule."
+    alpha: ScheduleConfig = Field(
+        -0.5,
+        description="α of the assistant: −1 arithmetic, 1 geometric, 3 harmonic mean. Number or schedule.",
     )
-    lam: float | ScheduleConfig = Field(
+    lam: ScheduleConfig = Field(
         0.1, description="λ in [0, 1]: weight of the teacher in the assistant. Number or schedule."
     )
     detach_assistant: bool = Field(False, description="Treat the assistant as a constant (TAID).")

@@ -5,7 +5,7 @@ The reference page ``docs/reference/run-file.md`` is made from this module.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from amidkd.config.base import Section, path_field
 from amidkd.config.objective import ObjectiveConfig
@@ -52,10 +52,20 @@ class WarmStartConfig(Section):
     learning_rate: float | None = Field(None, gt=0, description="Default: twice `training.learning_rate`.")
 
 
+def _warm_start_form(value: Any) -> str:
+    return "settings" if isinstance(value, dict | WarmStartConfig) else "switch"
+
+
+WarmStart = Annotated[
+    Annotated[WarmStartConfig, Tag("settings")] | Annotated[bool | None, Tag("switch")],
+    Discriminator(_warm_start_form),
+]
+
+
 class _Student(Section):
     dtype: Dtype = Field("float32", description="Type of the weights while training; `auto` keeps the file's.")
     lora: LoraConfig | None = Field(None, description="Low-rank adapters; all weights are trained without it.")
-    warm_start: WarmStartConfig | bool | None = Field(
+    warm_start: WarmStart = Field(
         None,
         description="Fine-tuning before distillation: true, false or settings. Default: on for a student from scratch.",
     )
@@ -87,9 +97,7 @@ class DepthPrunedStudent(_Student):
     layers: int = Field(gt=0, description="How many of the teacher's layers to keep.")
 
 
-StudentConfig = Annotated[
-    PretrainedStudent | FromScratchStudent | DepthPrunedStudent, Field(discriminator="kind")
-]
+StudentConfig = Annotated[PretrainedStudent | FromScratchStudent | DepthPrunedStudent, Field(discriminator="kind")]
 
 
 class LiveTeacher(Section):
@@ -137,7 +145,8 @@ class DataConfig(Section):
     validation: str | None = path_field(None, description="Rows to evaluate on, in the same form as `train`.")
     validation_split: str = Field("validation", description="Split, for a hub data set.")
     prompt_template: str | None = Field(
-        None, description="Wraps a bare prompt, e.g. `<s>{prompt}<sep>`; or `instruction` for the papers' prompt."
+        None,
+        description="Wraps a bare prompt, e.g. `<s>{prompt}<sep>`; or `instruction` for the papers' prompt.",
     )
     completion_template: str | None = Field(None, description="Wraps a bare completion, e.g. ` {completion}`.")
     add_special_tokens: bool | None = Field(
@@ -147,18 +156,21 @@ class DataConfig(Section):
     max_length: int = Field(512, gt=1, description="Longest row in tokens, prompt and completion together.")
     max_prompt_length: int | None = Field(None, gt=0, description="Longest prompt in tokens. Default: max_length − 1.")
     long_prompts: Literal["error", "drop", "keep_end"] = Field(
-        "error", description="What to do with a prompt over `max_prompt_length`: stop, drop the row, or keep its end."
+        "error",
+        description="What to do with a prompt over `max_prompt_length`: stop, drop the row, or keep its end.",
     )
     label_fraction: float = Field(
-        1.0, ge=0, le=1, description="Part of the rows that keep their completion; the rest become prompts only."
+        1.0,
+        ge=0,
+        le=1,
+        description="Part of the rows that keep their completion; the rest become prompts only.",
     )
     label_seed: int = Field(0, ge=0, description="Seed of the choice which rows keep their completion.")
     unlabelled: Literal["teacher_answers", "drop"] = Field(
-        "teacher_answers", description="Rows without a completion: the teacher answers them once, or they are dropped."
+        "teacher_answers",
+        description="Rows without a completion: the teacher answers them once, or they are dropped.",
     )
-    generation: GenerationConfig = Field(
-        default_factory=GenerationConfig, description="How the teacher answers them."
-    )
+    generation: GenerationConfig = Field(default_factory=GenerationConfig, description="How the teacher answers them.")
     max_rows: int | None = Field(None, gt=0, description="Use only the first rows of `train`.")
     corpus: CorpusConfig | None = Field(None, description="Plain text for a next-token loss beside distillation.")
 
@@ -204,7 +216,9 @@ class EvaluationConfig(Section):
     batch_size: int = Field(64, gt=0, description="Rows in a batch.")
     max_new_tokens: int | None = Field(None, gt=0, description="Longest answer. Default: data.generation's.")
     sampling_seeds: list[int] = Field(
-        [10, 20, 30, 40, 50], min_length=1, description="Seeds of the sampled answers, one set of answers each."
+        [10, 20, 30, 40, 50],
+        min_length=1,
+        description="Seeds of the sampled answers, one set of answers each.",
     )
     temperature: float = Field(1.0, gt=0, description="Temperature of the sampled answers.")
     samples_kept: int = Field(50, ge=0, description="Rows of samples.jsonl.")
