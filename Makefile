@@ -38,8 +38,8 @@ format: $(READY) ## rewrite the code in the project's format
 bench: $(READY)  ## the benchmarks, with their table
 	$(BIN)/python benchmarks/loss_memory.py
 
-docs: $(READY)   ## write the reference page of the run file from its schema
-	$(BIN)/python -m amidkd.config.reference docs/reference/run-file.md
+docs: $(READY)   ## write docs/reference from the schema and the docstrings
+	$(BIN)/python docs/make_reference.py
 
 clean:           ## remove the environment and caches
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -16,7 +16,7 @@ from amidkd.config.objective import TermConfig
 from amidkd.config.schema import RunConfig
 from amidkd.errors import SettingError
 
-__all__ = ["dump_yaml", "load", "parse"]
+__all__ = ["dump_yaml", "load", "models_in", "parse"]
 
 RUN_FILE = "run.yaml"
 
@@ -204,15 +204,16 @@ def _walk(model: type[BaseModel], prefix: tuple[str, ...]) -> Iterator[tuple[str
         extra = field.json_schema_extra
         if isinstance(extra, dict) and extra.get("path"):
             yield (*prefix, name)
-        for inner in _models_in(field.annotation):
+        for inner in models_in(field.annotation):
             if inner is not model:
                 yield from _walk(inner, (*prefix, name))
 
 
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The sections that a field's type admits, through unions and annotations."""
     if get_origin(annotation) in (Union, UnionType, Annotated):
         for part in get_args(annotation):
-            yield from _models_in(part)
+            yield from models_in(part)
     elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
 
@@ -258,10 +259,10 @@ def _annotations_at(location: list[str]) -> list[type[BaseModel]]:
         for model in models:
             field = model.model_fields.get(part)
             if field is not None:
-                found.extend(_models_in(field.annotation))
+                found.extend(models_in(field.annotation))
                 for inner in get_args(field.annotation):
                     if get_origin(inner) is list:
-                        found.extend(_models_in(get_args(inner)[0]))
+                        found.extend(models_in(get_args(inner)[0]))
         models = found
     return models
 
