@@ -144,6 +144,11 @@ class DataConfig(Section):
     train_split: str = Field("train", description="Split, for a hub data set.")
     validation: str | None = path_field(None, description="Rows to evaluate on, in the same form as `train`.")
     validation_split: str = Field("validation", description="Split, for a hub data set.")
+    validation_rows: int | None = Field(
+        None,
+        gt=0,
+        description="Hold out this many rows of `train`, chosen by `label_seed`, where no `validation` is named.",
+    )
     prompt_template: str | None = Field(
         None,
         description="Wraps a bare prompt, e.g. `<s>{prompt}<sep>`; or `instruction` for the papers' prompt.",
@@ -173,6 +178,12 @@ class DataConfig(Section):
     generation: GenerationConfig = Field(default_factory=GenerationConfig, description="How the teacher answers them.")
     max_rows: int | None = Field(None, gt=0, description="Use only the first rows of `train`.")
     corpus: CorpusConfig | None = Field(None, description="Plain text for a next-token loss beside distillation.")
+
+    @model_validator(mode="after")
+    def _one_source_of_validation(self) -> "DataConfig":
+        if self.validation is not None and self.validation_rows is not None:
+            raise ValueError("validation_rows has no effect beside `validation`; remove one of them")
+        return self
 
 
 class DatasetPolicy(Section):
