@@ -1,0 +1,281 @@
+"""What to cite for a run: the works behind the settings that it uses. Loads no torch."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from amidkd.config import RunConfig, TermConfig
+
+__all__ = ["CITATIONS", "Citation", "citations_of"]
+
+
+@dataclass(frozen=True)
+class Citation:
+    """A work and its BibTeX entry.
+
+    Args:
+        key: Key of the entry.
+        kind: BibTeX type of the entry, such as ``inproceedings``.
+        use: What of it a run used, in a few words.
+        fields: Fields of the entry by name; ``author``, ``title`` and ``year`` are always there.
+    """
+
+    key: str
+    kind: str
+    use: str
+    fields: dict[str, str]
+
+    @property
+    def bibtex(self) -> str:
+        """The entry as text."""
+        lines = [f"  {name} = {{{value}}}," for name, value in self.fields.items()]
+        return "\n".join([f"@{self.kind}{{{self.key},", *lines, "}"])
+
+    @property
+    def short(self) -> str:
+        """First author, year and title, in one line of plain text."""
+        authors = self.fields["author"].split(" and ")
+        first = authors[0].split(",")[0]
+        others = " et al." if len(authors) > 2 else (f" and {authors[1].split(',')[0]}" if len(authors) == 2 else "")
+        title = self.fields["title"].replace("{", "").replace("}", "")
+        for source, shown in (("$\\alpha$", "α"), ("$\\beta$", "β")):
+            title = title.replace(source, shown)
+        return f"{first}{others} ({self.fields['year']}): {title}"
+
+
+def _entry(key: str, kind: str, use: str, author: str, title: str, year: int, **fields: str) -> Citation:
+    return Citation(key, kind, use, {"author": author, "title": title, "year": str(year), **fields})
+
+
+_ICLR = "International Conference on Learning Representations"
+_ICML = "International Conference on Machine Learning"
+
+_ALL = (
+    _entry(
+        "shin2026amid",
+        "inproceedings",
+        "α-mixture assistant",
+        "Shin, Donghyeok and Kim, Yeongmin and Jo, Suhyeon and Na, Byeonghu and Moon, Il-Chul",
+        "{AMiD}: Knowledge Distillation for {LLMs} with $\\alpha$-mixture Assistant Distribution",
+        2026,
+        booktitle=_ICLR,
+        eprint="2510.15982",
+        archiveprefix="arXiv",
+    ),
+    _entry(
+        "amari2007integration",
+        "article",
+        "α-integration of distributions",
+        "Amari, Shun-ichi",
+        "Integration of Stochastic Models by Minimizing $\\alpha$-Divergence",
+        2007,
+        journal="Neural Computation",
+        volume="19",
+        number="10",
+        pages="2780--2796",
+    ),
+    _entry(
+        "ko2024distillm",
+        "inproceedings",
+        "skew KL divergence",
+        "Ko, Jongwoo and Kim, Sungnyun and Chen, Tianyi and Yun, Se-Young",
+        "{DistiLLM}: Towards Streamlined Distillation for Large Language Models",
+        2024,
+        booktitle=_ICML,
+        eprint="2402.03898",
+        archiveprefix="arXiv",
+    ),
+    _entry(
+        "agarwal2024gkd",
+        "inproceedings",
+        "generalised Jensen–Shannon objective",
+        "Agarwal, Rishabh and Vieillard, Nino and Zhou, Yongchao and Stanczyk, Piotr and Ramos, Sabela "
+        "and Geist, Matthieu and Bachem, Olivier",
+        "On-Policy Distillation of Language Models: Learning from Self-Generated Mistakes",
+        2024,
+        booktitle=_ICLR,
+        eprint="2306.13649",
+        archiveprefix="arXiv",
+    ),
+    _entry(
+        "shing2025taid",
+        "inproceedings",
+        "geometric interpolation as a detached target, adaptive schedule",
+        "Shing, Makoto and Misaki, Kou and Bao, Han and Yokoi, Sho and Akiba, Takuya",
+        "{TAID}: Temporally Adaptive Interpolated Distillation for Efficient Knowledge Transfer in Language Models",
+        2025,
+        booktitle=_ICLR,
+        eprint="2501.16937",
+        archiveprefix="arXiv",
+    ),
+    _entry(
+        "wang2025abkd",
+        "inproceedings",
+        "α-β-divergence for distillation",
+        "Wang, Guanghui and Yang, Zhiyong and Wang, Zitai and Wang, Shi and Xu, Qianqian and Huang, Qingming",
+        "{ABKD}: Pursuing a Proper Allocation of the Probability Mass in Knowledge Distillation "
+        "via $\\alpha$-$\\beta$-Divergence",
+        2025,
+        booktitle=_ICML,
+        eprint="2505.04560",
+        archiveprefix="arXiv",
+    ),
+    _entry(
+        "gu2024minillm",
+        "inproceedings",
+        "reverse KL, language-model loss on a corpus, or the instruction prompt",
+        "Gu, Yuxian and Dong, Li and Wei, Furu and Huang, Minlie",
+        "{MiniLLM}: Knowledge Distillation of Large Language Models",
+        2024,
+        booktitle=_ICLR,
+        eprint="2306.08543",
+        archiveprefix="arXiv",
+    ),
+    _entry(
+        "hinton2015distilling",
+        "misc",
+        "distillation on the teacher's distribution",
+        "Hinton, Geoffrey and Vinyals, Oriol and Dean, Jeff",
+        "Distilling the Knowledge in a Neural Network",
+        2015,
+        eprint="1503.02531",
+        archiveprefix="arXiv",
+    ),
+    _entry(
+        "kim2016sequence",
+        "inproceedings",
+        "training on the teacher's answers",
+        "Kim, Yoon and Rush, Alexander M.",
+        "Sequence-Level Knowledge Distillation",
+        2016,
+        booktitle="Conference on Empirical Methods in Natural Language Processing",
+        eprint="1606.07947",
+        archiveprefix="arXiv",
+    ),
+    _entry(
+        "hu2022lora",
+        "inproceedings",
+        "low-rank adapters",
+        "Hu, Edward J. and Shen, Yelong and Wallis, Phillip and Allen-Zhu, Zeyuan and Li, Yuanzhi and Wang, Shean "
+        "and Wang, Lu and Chen, Weizhu",
+        "{LoRA}: Low-Rank Adaptation of Large Language Models",
+        2022,
+        booktitle=_ICLR,
+        eprint="2106.09685",
+        archiveprefix="arXiv",
+    ),
+    _entry(
+        "wolf2020transformers",
+        "inproceedings",
+        "models, tokenizers and trainer",
+        "Wolf, Thomas and Debut, Lysandre and Sanh, Victor and Chaumond, Julien and Delangue, Clement and Moi, Anthony "
+        "and Cistac, Pierric and Rault, Tim and Louf, R{\\'e}mi and Funtowicz, Morgan and others",
+        "Transformers: State-of-the-Art Natural Language Processing",
+        2020,
+        booktitle="Conference on Empirical Methods in Natural Language Processing: System Demonstrations",
+        pages="38--45",
+    ),
+    _entry(
+        "lin2004rouge",
+        "inproceedings",
+        "ROUGE-L",
+        "Lin, Chin-Yew",
+        "{ROUGE}: A Package for Automatic Evaluation of Summaries",
+        2004,
+        booktitle="Text Summarization Branches Out",
+        pages="74--81",
+    ),
+    _entry(
+        "leviathan2023speculative",
+        "inproceedings",
+        "acceptance rate as a draft",
+        "Leviathan, Yaniv and Kalman, Matan and Matias, Yossi",
+        "Fast Inference from Transformers via Speculative Decoding",
+        2023,
+        booktitle=_ICML,
+        eprint="2211.17192",
+        archiveprefix="arXiv",
+    ),
+)
+
+CITATIONS: dict[str, Citation] = {citation.key: citation for citation in _ALL}
+
+
+def citations_of(config: RunConfig) -> list[Citation]:
+    """The works behind the settings that a run uses, the method's own first.
+
+    Args:
+        config: The run's settings.
+
+    Returns:
+        Each work once, in the order of :data:`CITATIONS`. A run without a teacher uses no objective, so that it cites
+        none of the distillation methods.
+
+    Example:
+        >>> from amidkd.config import parse
+        >>> run = {"student": "s", "teacher": "t", "data": {"train": "d"}, "output": "o"}
+        >>> [c.key for c in citations_of(parse({**run, "objective": {"alpha": -1}}))][0]
+        'ko2024distillm'
+    """
+    used = set(_keys_of_objective(config)) | set(_keys_of_the_rest(config))
+    return [citation for key, citation in CITATIONS.items() if key in used]
+
+
+def _keys_of_objective(config: RunConfig) -> Iterator[str]:
+    if config.teacher is None:
+        return
+    yield "hinton2015distilling"
+    objective = config.objective
+    terms: list[TermConfig] = list(objective.terms) if objective.terms is not None else [objective]
+    if _is_gkd(terms):
+        yield "agarwal2024gkd"
+        return
+    for term in terms:
+        yield from _keys_of_term(term)
+
+
+def _is_gkd(terms: list[TermConfig]) -> bool:
+    """β·KL(teacher‖assistant) + (1−β)·KL(student‖assistant) with the arithmetic mean (design, §1)."""
+    pairs = sorted(_as_kl(term) or "" for term in terms)
+    return pairs == ["student||assistant", "teacher||assistant"] and all(
+        term.alpha == -1 and term.lam == terms[0].lam for term in terms
+    )
+
+
+def _as_kl(term: TermConfig) -> str | None:
+    """The ordered pair (a, b) for which the term is KL(a‖b), or None where it is another divergence."""
+    if term.divergence.name == "kl":
+        return term.between
+    if term.divergence.name == "reverse_kl":
+        return "||".join(reversed(term.between.split("||")))
+    return None
+
+
+def _keys_of_term(term: TermConfig) -> Iterator[str]:
+    pair = _as_kl(term)
+    if term.divergence.name == "alpha_beta":
+        yield "wang2025abkd"
+    if "assistant" not in term.between:
+        if pair == "student||teacher":
+            yield "gu2024minillm"
+        return
+    if term.alpha == -1 and pair in ("teacher||assistant", "student||assistant"):
+        yield "ko2024distillm"
+    elif term.alpha == 1 and pair == "assistant||student" and term.detach_assistant:
+        yield "shing2025taid"
+    else:
+        yield from ("shin2026amid", "amari2007integration")
+    if any(getattr(setting, "kind", None) == "adaptive" for setting in (term.alpha, term.lam)):
+        yield "shing2025taid"
+
+
+def _keys_of_the_rest(config: RunConfig) -> Iterator[str]:
+    data = config.data
+    if data.corpus is not None or data.prompt_template == "instruction":
+        yield "gu2024minillm"
+    if config.teacher is not None and data.label_fraction < 1 and data.unlabelled == "teacher_answers":
+        yield "kim2016sequence"
+    if config.student.lora is not None:
+        yield "hu2022lora"
+    yield from ("wolf2020transformers", "lin2004rouge")
+    if config.teacher is not None:
+        yield "leviathan2023speculative"

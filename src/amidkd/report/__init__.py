@@ -1,0 +1,33 @@
+"""Pages made from records: one run (``report.html``), or several students in one table.
+
+Every number on a page comes from a record (``record.json``, ``metrics.jsonl``, ``samples.jsonl``, or the
+:class:`~amidkd.evaluation.Estimate` objects that became one); a page never loads anything from outside itself.
+
+One run::
+
+    write_report(RunFolder(path))                     # -> path/report.html
+
+Several students on the same prompts::
+
+    write_comparison(
+        Path("demo-run/report.html"),
+        title="Small tasks",
+        sentence="A teacher of 1.2 M parameters, distilled into students of 0.2 M …",
+        rows=[
+            ComparisonRow("teacher", {"exact_match_greedy": Estimate(0.91, (StandardError("prompts", 0.01, 500),)), …}),
+            ComparisonRow("AMiD", {…}, detail="kl(teacher‖assistant), α = −1, λ = 0.1"),
+        ],
+        columns=["exact_match_greedy", "exact_match_sampled", "rouge_l_greedy", "nll", …],   # names in METRICS
+        notes=["Errors over prompts: 500 held-out instructions. Errors over training seeds: 2 seeds."],
+        curves={"AMiD": read_json_lines(folder.metrics_file), …},       # lines of metrics.jsonl, by student
+        records={"AMiD": folder.record(), …},                           # record.json, by student
+        samples=[{"prompt": "…", "references": ["…"], "answers": {"teacher": "…", "AMiD": "…"}}],
+        citations=citations_of(config),
+        command="amidkd demo",
+    )
+"""
+
+from amidkd.report.comparison import ComparisonRow, write_comparison
+from amidkd.report.run import write_report
+
+__all__ = ["ComparisonRow", "write_comparison", "write_report"]

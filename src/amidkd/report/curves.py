@@ -1,0 +1,111 @@
+"""The pictures of a run's ``metrics.jsonl``, or of several runs' over each other."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from amidkd.report.figures import Figure, Series, line_figure, points_averaged
+
+__all__ = ["curves_of_run", "curves_of_runs", "note_on"]
+
+Lines = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class _Panel:
+    """One picture: which keys of a line it shows.
+
+    Args:
+        name: Prefix of the ids in its SVG.
+        title: Its heading.
+        ylabel: Name and unit of the vertical axis.
+        keys: Key of a line → name in the legend.
+        factor: From the unit of the record to that of the axis.
+        only_if_it_changes: Leave the picture out where nothing in it moves.
+    """
+
+    name: str
+    title: str
+    ylabel: str
+    keys: Mapping[str, str]
+    factor: float = 1.0
+    only_if_it_changes: bool = False
+
+
+_PANELS = (
+    _Panel("loss", "Loss", "nats a token", {"loss": "loss"}),
+    _Panel(
+        "kl",
+        "Divergence from the teacher",
+        "nats a token",
+        {"kl_teacher_student": "KL(teacher‖student)", "kl_student_teacher": "KL(student‖teacher)"},
+    ),
+    _Panel(
+        "entropy",
+        "Entropy",
+        "nats a token",
+        {"entropy_teacher": "teacher", "entropy_student": "student", "entropy_assistant": "assistant"},
+    ),
+    _Panel("agreement", "Top-1 agreement with the teacher", "per cent of tokens", {"top1_agreement": "agreement"}, 100),
+    _Panel("omega", "Mean responsibility ω", "ω", {"omega": "ω"}),
+    _Panel("schedule", "Schedules", "value", {"alpha": "α", "lam": "λ"}, only_if_it_changes=True),
+    _Panel("rate", "Learning rate", "learning rate", {"learning_rate": "learning rate"}),
+    _Panel("speed", "Speed", "supervised tokens a second", {"tokens_per_second": "tokens/s"}),
+    _Panel("memory", "Peak memory", "MB", {"peak_memory_mb": "peak memory"}, only_if_it_changes=True),
+)
+_ACROSS_RUNS = ("loss", "kl_teacher_student", "kl_student_teacher", "entropy_student", "top1_agreement", "omega")
+
+
+def curves_of_run(lines: Lines) -> list[Figure]:
+    """One picture for each group of metrics that the lines hold.
+
+    Args:
+        lines: Lines of ``metrics.jsonl``.
+    """
+    pictures = []
+    for panel in _PANELS:
+        found = (_series(lines, key, label, panel.factor) for key, label in panel.keys.items())
+        series = [line for line in found if line is not None]
+        if panel.only_if_it_changes and all(len(set(line.y)) < 2 for line in series):
+            continue
+        if series:
+            pictures.append(
+                line_figure(f"curve-{panel.name}", panel.title, series, xlabel="optimizer step", ylabel=panel.ylabel)
+            )
+    return pictures
+
+
+def curves_of_runs(runs: Mapping[str, Lines]) -> list[Figure]:
+    """One picture for each metric, with a line for each run that logged it.
+
+    Args:
+        runs: Lines of ``metrics.jsonl`` by the name of the run.
+    """
+    pictures = []
+    for panel in _PANELS:
+        for key, label in panel.keys.items():
+            if key not in _ACROSS_RUNS:
+                continue
+            series = [_series(lines, key, name, panel.factor) for name, lines in runs.items()]
+            found = [line for line in series if line is not None]
+            if found:
+                title = panel.title if len(panel.keys) == 1 else f"{panel.title}: {label}"
+                pictures.append(line_figure(f"runs-{key}", title, found, xlabel="optimizer step", ylabel=panel.ylabel))
+    return pictures
+
+
+def note_on(lines: Sequence[Lines]) -> str:
+    """What the pictures average over, where they do.
+
+    Args:
+        lines: Lines of ``metrics.jsonl`` of each run.
+    """
+    size = points_averaged(max((len(run) for run in lines), default=0))
+    return f"Each point is the mean of up to {size} neighbouring log lines." if size > 1 else ""
+
+
+def _series(lines: Lines, key: str, label: str, factor: float) -> Series | None:
+    points = [(line["step"], line[key]) for line in lines if isinstance(line.get(key), int | float)]
+    if not points:
+        return None
+    return Series(label, [float(x) for x, _ in points], [factor * float(y) for _, y in points])

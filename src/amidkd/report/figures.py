@@ -1,0 +1,212 @@
+"""Figures as inline SVG: they take their colours and font from the page, so that they follow light and dark."""
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from amidkd.evaluation.statistics import Estimate
+
+__all__ = ["Figure", "Series", "interval_figure", "line_figure", "points_averaged"]
+
+# Stand-ins that matplotlib writes into the SVG and that become the page's colours afterwards.
+_INK, _MUTED, _GRID = "#a10011", "#a10012", "#a10013"
+_SERIES = tuple(f"#a1000{n}" for n in range(1, 7))
+_COLOURS = {
+    _INK: "var(--ink)",
+    _MUTED: "var(--muted)",
+    _GRID: "var(--rule)",
+    **{colour: f"var(--series-{n})" for n, colour in enumerate(_SERIES, start=1)},
+}
+_DASHES: tuple[Any, ...] = ("solid", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
+_MOST_POINTS = 300
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A picture of the page.
+
+    Args:
+        title: What it shows.
+        svg: An ``<svg>`` element whose ids are its own within the page.
+        caption: A sentence below it; may be empty.
+    """
+
+    title: str
+    svg: str
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line of a figure.
+
+    Args:
+        label: Its name in the legend.
+        x: Positions, increasing.
+        y: Values.
+    """
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+
+
+def line_figure(
+    name: str,
+    title: str,
+    series: Sequence[Series],
+    *,
+    xlabel: str,
+    ylabel: str,
+    caption: str = "",
+    marks: Mapping[str, float] | None = None,
+) -> Figure:
+    """Lines over a shared axis; runs of points are averaged where there are more than a picture can show.
+
+    Args:
+        name: Prefix of the SVG's ids, another for each figure of a page.
+        title: What the figure shows.
+        series: Its lines, at least one with a point.
+        xlabel: Name and unit of the horizontal axis.
+        ylabel: Name and unit of the vertical axis.
+        caption: A sentence below the picture.
+        marks: Vertical lines by label, such as the starts of stages.
+    """
+    size = points_averaged(max(len(line.x) for line in series))
+
+    def draw(axes: Any) -> None:
+        for index, line in enumerate(series):
+            x, y = _binned(line.x, size), _binned(line.y, size)
+            axes.plot(
+                x,
+                y,
+                label=line.label,
+                color=_SERIES[index % len(_SERIES)],
+                linestyle=_DASHES[index % len(_DASHES)],
+                marker="o" if len(x) <= 12 else None,
+            )
+        for label, position in (marks or {}).items():
+            axes.axvline(position, color=_MUTED, linewidth=0.8, linestyle=(0, (1, 2)))
+            axes.text(
+                position, 1.01, label, transform=axes.get_xaxis_transform(), color=_MUTED, fontsize=8, ha="center"
+            )
+        axes.set_xlabel(xlabel)
+        axes.set_ylabel(ylabel)
+        axes.grid(axis="y", color=_GRID, linewidth=0.6)
+        if len(series) > 1:
+            columns = 2 if len(series) > 3 else len(series)
+            axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0 if not marks else 1.05), ncols=columns)
+
+    return Figure(title, _svg(name, title, draw, height=2.5), caption)
+
+
+def interval_figure(
+    name: str, title: str, rows: Sequence[tuple[str, Estimate]], *, xlabel: str, caption: str = ""
+) -> Figure:
+    """A dot for each row with bars of ± one standard error, one line style for each thing it is over.
+
+    Args:
+        name: Prefix of the SVG's ids, another for each figure of a page.
+        title: What the figure shows.
+        rows: Label and estimate, from top to bottom.
+        xlabel: Name and unit of the axis.
+        caption: A sentence below the picture.
+    """
+    kinds = list(dict.fromkeys(error.over for _, estimate in rows for error in estimate.errors))
+
+    def draw(axes: Any) -> None:
+        positions = range(len(rows))
+        for index, kind in enumerate(kinds):
+            shift = 0.16 * (index - (len(kinds) - 1) / 2)
+            points = [(y, e.value, e.error(kind)) for y, (_, e) in zip(positions, rows, strict=True)]
+            points = [(y, value, error) for y, value, error in points if error is not None]
+            axes.errorbar(
+                [value for _, value, _ in points],
+                [y + shift for y, _, _ in points],
+                xerr=[error.value for _, _, error in points if error is not None],
+                fmt="none",
+                ecolor=_SERIES[index % len(_SERIES)],
+                elinewidth=1.6,
+                capsize=2.5,
+                label=f"± standard error over {kind}",
+            )
+        axes.plot([e.value for _, e in rows], list(positions), "o", color=_INK, markersize=4)
+        axes.set_yticks(list(positions), [label for label, _ in rows])
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_xlabel(xlabel)
+        axes.grid(axis="x", color=_GRID, linewidth=0.6)
+        if kinds:
+            axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=1)
+
+    return Figure(title, _svg(name, title, draw, height=1.1 + 0.27 * len(rows)), caption)
+
+
+def points_averaged(length: int) -> int:
+    """How many neighbouring points become one in a picture of a line of this many.
+
+    Args:
+        length: Points of the longest line of the picture.
+    """
+    return max(1, -(-length // _MOST_POINTS))
+
+
+def _binned(values: Sequence[float], size: int) -> list[float]:
+    chunks = [values[start : start + size] for start in range(0, len(values), size)]
+    return [sum(chunk) / len(chunk) for chunk in chunks]
+
+
+_STYLE = {
+    "svg.fonttype": "none",
+    "font.size": 9,
+    "axes.edgecolor": _MUTED,
+    "axes.labelcolor": _INK,
+    "axes.linewidth": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.formatter.use_mathtext": False,
+    "xtick.color": _MUTED,
+    "ytick.color": _MUTED,
+    "xtick.labelcolor": _INK,
+    "ytick.labelcolor": _INK,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "legend.labelcolor": _INK,
+    "legend.borderaxespad": 0.2,
+    "legend.handlelength": 2.2,
+    "lines.linewidth": 1.5,
+    "lines.markersize": 3,
+}
+
+
+def _svg(name: str, title: str, draw: Any, *, height: float) -> str:
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure as Canvas
+
+    with rc_context({**_STYLE, "svg.hashsalt": name}):
+        canvas = Canvas(figsize=(4.4, height), layout="constrained")
+        draw(canvas.add_subplot())
+        buffer = io.StringIO()
+        canvas.savefig(
+            buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        )
+    return _inline(buffer.getvalue(), name, title)
+
+
+def _inline(text: str, name: str, title: str) -> str:
+    """The ``<svg>`` element alone, with ids of its own, the page's colours and font, and a name for screen readers."""
+    from html import escape
+
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'(\sid=")', rf"\g<1>{name}-", text)
+    text = re.sub(r'(href="#)', rf"\g<1>{name}-", text)
+    text = re.sub(r"(url\(#)", rf"\g<1>{name}-", text)
+    text = re.sub(r"font: [^;\"]*?([\d.]+px)[^;\"]*", r"font-size: \1", text)
+    for colour, variable in _COLOURS.items():
+        text = text.replace(colour, variable)
+    opening, rest = text.split(">", 1)
+    opening = re.sub(r'\s(?:width|height)="[^"]*"', "", opening)
+    return f'{opening} role="img" aria-label="{escape(title, quote=True)}">{rest}'.strip()

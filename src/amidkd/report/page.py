@@ -1,0 +1,90 @@
+"""The templates, and the grid that both pages show their results in."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from amidkd import __version__
+from amidkd.record import write_atomic
+from amidkd.report.words import Shown
+
+__all__ = ["Grid", "GridRow", "Head", "render"]
+
+
+@dataclass(frozen=True)
+class Head:
+    """The name of a row or a column, and a smaller line below it."""
+
+    title: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class GridRow:
+    """A row of results; None is a number that is not there."""
+
+    head: Head
+    cells: tuple[Shown | None, ...]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table of results.
+
+    Args:
+        corner: Text of the corner.
+        heads: Columns.
+        rows: Rows, each with one cell a column.
+    """
+
+    corner: str
+    heads: tuple[Head, ...]
+    rows: tuple[GridRow, ...]
+
+    def turned(self) -> "Grid":
+        """The same with rows as columns."""
+        rows = tuple(
+            GridRow(head, tuple(row.cells[index] for row in self.rows)) for index, head in enumerate(self.heads)
+        )
+        return Grid(self.corner, tuple(row.head for row in self.rows), rows)
+
+
+@cache
+def _environment() -> Environment:
+    return Environment(
+        loader=PackageLoader("amidkd.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def render(path: Path, template: str, **content: Any) -> Path:
+    """Fill a template and write the page atomically.
+
+    Args:
+        path: Where the page goes.
+        template: File name under ``templates``.
+        content: What the template shows; text is escaped.
+    """
+    page = _environment().get_template(template).render(version=__version__, **content)
+    write_atomic(path, page)
+    return path
+
+
+def sample_view(entry: Mapping[str, Any], references: int = 3) -> dict[str, Any]:
+    """A line of ``samples.jsonl`` as the template shows it, each answer beside whether it equals a reference."""
+    from amidkd.evaluation.text import exact_match
+
+    known: Sequence[str] = entry.get("references") or ()
+    answers = [
+        {"label": label, "text": text, "right": bool(known) and exact_match(text, known) == 1.0}
+        for label, text in entry["answers"].items()
+        if text is not None
+    ]
+    return {"prompt": entry["prompt"], "references": known[:references], "answers": answers, "note": entry.get("note")}

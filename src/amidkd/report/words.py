@@ -1,0 +1,153 @@
+"""Numbers and settings as people read them."""
+
+import math
+from dataclasses import dataclass
+
+from amidkd.config import ObjectiveConfig, TermConfig
+from amidkd.config.objective import AdaptiveSchedule, ConstantSchedule, PiecewiseSchedule, ScheduleConfig
+from amidkd.evaluation.metrics import Metric
+from amidkd.evaluation.statistics import Estimate
+
+__all__ = [
+    "Shown",
+    "ShownError",
+    "count",
+    "describe_objective",
+    "describe_term",
+    "duration",
+    "megabytes",
+    "number",
+    "show",
+    "signed",
+]
+
+_DECIMALS = {"share": 1, "nats": 3, "tokens": 1, "": 2}
+
+
+@dataclass(frozen=True)
+class ShownError:
+    """A standard error as text, and what it is over."""
+
+    text: str
+    over: str
+
+
+@dataclass(frozen=True)
+class Shown:
+    """An estimate as text."""
+
+    text: str
+    errors: tuple[ShownError, ...]
+
+
+def show(estimate: Estimate, metric: Metric, *, sign: bool = False) -> Shown:
+    """An estimate in the unit of its metric: shares in per cent, the rest as they are.
+
+    Args:
+        estimate: The number with its errors.
+        metric: What it measures.
+        sign: Write a plus in front of what is above 0, for differences.
+    """
+    factor, decimals = (100.0 if metric.unit == "share" else 1.0), _DECIMALS[metric.unit]
+    text = _fixed(factor * estimate.value, decimals)
+    if metric.unit == "share":
+        text += " %"
+    if sign and estimate.value > 0:
+        text = "+" + text
+    errors = tuple(ShownError(_fixed(factor * e.value, decimals), e.over) for e in estimate.errors)
+    return Shown(text, errors)
+
+
+def _fixed(value: float, decimals: int) -> str:
+    """Fixed decimals, unless a number that is not 0 would then read as 0."""
+    if not math.isfinite(value):
+        return {math.inf: "∞", -math.inf: "−∞"}.get(value, "unknown")
+    if value != 0 and abs(value) < 0.5 * 10**-decimals:
+        return f"{value:.1e}".replace("-", "−")
+    return f"{value:.{decimals}f}".replace("-", "−")
+
+
+def number(value: float) -> str:
+    """A setting's number, as short as it is exact enough to read: −0.5, 1e−05."""
+    return f"{value:g}".replace("-", "−")
+
+
+def signed(value: float) -> str:
+    """The same with a plus in front of what is above 0."""
+    return ("+" if value > 0 else "") + number(value)
+
+
+def count(value: float) -> str:
+    """A number of things in three digits: 107 k, 2.46 M."""
+    for size, suffix in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if abs(value) >= size:
+            return f"{value / size:.3g}{suffix}"
+    return f"{value:g}"
+
+
+def duration(seconds: float) -> str:
+    """A time in one or two units: 0.8 s, 42 s, 3 min 5 s, 2 h 14 min."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def megabytes(value: float) -> str:
+    """An amount of memory given in MB (10⁶ bytes)."""
+    return f"{value / 1000:.1f} GB" if value >= 1000 else f"{value:.0f} MB"
+
+
+_NAMES = {
+    "kl": "KL",
+    "reverse_kl": "reverse KL",
+    "jeffreys": "Jeffreys",
+    "jensen_shannon": "Jensen–Shannon",
+    "total_variation": "total variation",
+    "squared_hellinger": "squared Hellinger",
+    "chi_squared": "χ²",
+    "amari": "Amari",
+    "alpha_beta": "alpha-beta",
+}
+
+
+def describe_objective(objective: ObjectiveConfig) -> str:
+    """An objective in one line: ``KL(teacher‖assistant), α = −0.5, λ = 0.1``."""
+    if objective.terms is not None:
+        text = " + ".join(f"{number(term.weight)} · [{describe_term(term)}]" for term in objective.terms)
+    else:
+        text = describe_term(objective)
+    if objective.temperature != 1:
+        text += f", temperature {number(objective.temperature)}"
+    if objective.cross_entropy_weight:
+        text += f", plus {number(objective.cross_entropy_weight)} · cross-entropy on the labels"
+    return text
+
+
+def describe_term(term: TermConfig) -> str:
+    """One divergence of an objective in one line."""
+    name = _NAMES[term.divergence.name]
+    parameters = term.divergence.parameters
+    if parameters:
+        name += "[" + ", ".join(f"{key} = {number(value)}" for key, value in parameters.items()) + "]"
+    text = f"{name}({term.between.replace('||', '‖')})"
+    if "assistant" in term.between:
+        text += f", α = {_setting(term.alpha)}, λ = {_setting(term.lam)}"
+    if term.detach_assistant:
+        text += ", assistant detached"
+    return text
+
+
+def _setting(value: float | ScheduleConfig) -> str:
+    if isinstance(value, int | float):
+        return number(value)
+    if isinstance(value, ConstantSchedule):
+        return number(value.value)
+    if isinstance(value, PiecewiseSchedule):
+        return " → ".join(number(point) for _, point in value.points)
+    path = f"{number(value.start)} → {number(value.end)}"
+    return f"{path} (adaptive)" if isinstance(value, AdaptiveSchedule) else path
