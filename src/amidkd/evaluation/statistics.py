@@ -155,10 +155,12 @@ def estimate(scores: Scores) -> Estimate:
     value, _ = ratio(scores.sums.ravel(), scores.counts.ravel())
     errors = []
     for axis, name in enumerate(scores.axes):
-        size = scores.sums.shape[axis]
-        if size > 1:
-            _, spread = ratio(_along(scores.sums, axis), _along(scores.counts, axis))
-            errors.append(StandardError(name, spread, size))
+        sums, counts = _along(scores.sums, axis), _along(scores.counts, axis)
+        # A prompt without the thing measured (no completion, say) was never drawn for this metric.
+        measured = counts > 0
+        if measured.sum() > 1:
+            _, spread = ratio(sums[measured], counts[measured])
+            errors.append(StandardError(name, spread, int(measured.sum())))
     return Estimate(value, tuple(reversed(errors)))
 
 
@@ -166,8 +168,8 @@ def difference(first: Scores, second: Scores) -> Estimate:
     """How much higher ``first`` is than ``second`` on the same prompts, with the paired standard errors.
 
     With R_a and R_b the two estimates, the residual of cluster c is (y_a − R_a x_a)/X_a − (y_b − R_b x_b)/X_b, so that
-    what makes a prompt hard for both models cancels. Axes that only one of them has (or that differ in size) are averaged
-    over and get no error.
+    what makes a prompt hard for both models cancels. Axes that only one of them has (or that differ in size) are
+    averaged over and get no error.
 
     Args:
         first: Scores of one model.
@@ -184,17 +186,23 @@ def difference(first: Scores, second: Scores) -> Estimate:
     value = estimate(first).value - estimate(second).value
     errors = []
     for name in reversed(first.axes):
-        residuals = [_residuals(scores, name) for scores in (first, second) if name in scores.axes]
-        if len(residuals) == 2 and residuals[0].shape == residuals[1].shape and residuals[0].shape[0] > 1:
-            errors.append(StandardError(name, _spread(residuals[0] - residuals[1]), residuals[0].shape[0]))
+        if name not in second.axes:
+            continue
+        (ours, counts), (theirs, others) = _residuals(first, name), _residuals(second, name)
+        if ours.shape != theirs.shape:
+            continue
+        measured = (counts > 0) | (others > 0)
+        if measured.sum() > 1:
+            errors.append(StandardError(name, _spread((ours - theirs)[measured]), int(measured.sum())))
     return Estimate(value, tuple(errors))
 
 
-def _residuals(scores: Scores, name: str) -> Array:
+def _residuals(scores: Scores, name: str) -> tuple[Array, Array]:
+    """How far each cluster along an axis is from the average, as a part of it; and the clusters' counts."""
     axis = scores.axes.index(name)
     sums, counts = _along(scores.sums, axis), _along(scores.counts, axis)
     value, total = ratio(sums, counts)[0], counts.sum()
-    return (sums - value * counts) / total
+    return (sums - value * counts) / total, counts
 
 
 def stack(scores: Sequence[Scores], axis: str) -> Scores:

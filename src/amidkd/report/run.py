@@ -145,11 +145,11 @@ def _results(evaluation: Mapping[str, Any]) -> dict[str, Any]:
         unit = {"nats": "nats a token", "tokens": "tokens"}.get(metric.unit, "")
         better = f"{metric.better} is better" if metric.better else ""
         rows.append(GridRow(Head(metric.label, ", ".join(filter(None, (unit, better)))), cells))
-    heads = {"difference": Head("difference", "student − teacher, paired by prompt")}
     data, settings = evaluation["data"], evaluation["settings"]
     return {
-        "grid": Grid(f"{data['rows']} rows", tuple(heads.get(side, Head(side)) for side in sides), tuple(rows)),
+        "grid": Grid(f"{data['rows']} rows", tuple(map(Head, sides)), tuple(rows)),
         "settings": (
+            "The difference is student − teacher, its errors paired by prompt. "
             f"Rows: {Path(data['file']).name}. Sampled answers: temperature {settings['temperature']:g}, "
             f"seeds {', '.join(map(str, settings['sampling_seeds']))}. "
             f"Longest answer: {settings['max_new_tokens']} tokens."
