@@ -1,6 +1,7 @@
 """Figures as inline SVG: they take their colours and font from the page, so that they follow light and dark."""
 
 import io
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -120,12 +121,16 @@ def interval_figure(
         positions = range(len(rows))
         for index, kind in enumerate(kinds):
             shift = 0.16 * (index - (len(kinds) - 1) / 2)
-            points = [(y, e.value, e.error(kind)) for y, (_, e) in zip(positions, rows, strict=True)]
-            points = [(y, value, error) for y, value, error in points if error is not None]
+            points = [
+                (y + shift, estimate.value, error.value)
+                for y, (_, estimate) in zip(positions, rows, strict=True)
+                for error in estimate.errors
+                if error.over == kind and math.isfinite(estimate.value) and math.isfinite(error.value)
+            ]
             axes.errorbar(
                 [value for _, value, _ in points],
-                [y + shift for y, _, _ in points],
-                xerr=[error.value for _, _, error in points if error is not None],
+                [y for y, _, _ in points],
+                xerr=[error for _, _, error in points],
                 fmt="none",
                 ecolor=_SERIES[index % len(_SERIES)],
                 elinewidth=1.6,
@@ -204,7 +209,9 @@ def _inline(text: str, name: str, title: str) -> str:
     text = re.sub(r'(\sid=")', rf"\g<1>{name}-", text)
     text = re.sub(r'(href="#)', rf"\g<1>{name}-", text)
     text = re.sub(r"(url\(#)", rf"\g<1>{name}-", text)
+    # Versions of matplotlib write the font in one property or in several.
     text = re.sub(r"font: [^;\"]*?([\d.]+px)[^;\"]*", r"font-size: \1", text)
+    text = re.sub(r"font-family: [^;\"]*;?\s*", "", text)
     for colour, variable in _COLOURS.items():
         text = text.replace(colour, variable)
     opening, rest = text.split(">", 1)

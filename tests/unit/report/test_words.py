@@ -1,0 +1,79 @@
+"""Numbers and settings as people read them."""
+
+import math
+
+import pytest
+
+from amidkd.config import parse
+from amidkd.evaluation import METRICS, Estimate, StandardError
+from amidkd.report.words import count, describe_objective, duration, megabytes, number, show
+
+
+def objective(**settings):
+    return parse(
+        {"student": "s", "teacher": "t", "data": {"train": "d"}, "output": "o", "objective": settings}
+    ).objective
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, "KL(teacher‖assistant), α = −0.5, λ = 0.1"),
+        ({"between": "student||teacher"}, "KL(student‖teacher)"),
+        (
+            {"divergence": {"name": "alpha_beta", "a": 0.2, "b": 0.7}, "alpha": -3},
+            "alpha-beta[a = 0.2, b = 0.7](teacher‖assistant), α = −3, λ = 0.1",
+        ),
+        (
+            {"between": "assistant||student", "alpha": 1, "lam": {"kind": "adaptive"}, "detach_assistant": True},
+            "KL(assistant‖student), α = 1, λ = 0.4 → 1 (adaptive), assistant detached",
+        ),
+        (
+            {"alpha": {"kind": "piecewise", "points": [[0, 1], [0.5, -1], [1, -3]]}, "temperature": 2},
+            "KL(teacher‖assistant), α = 1 → −1 → −3, λ = 0.1, temperature 2",
+        ),
+        (
+            {"terms": [{"between": "teacher||student", "weight": 0.25}], "cross_entropy_weight": 0.5},
+            "0.25 · [KL(teacher‖student)], plus 0.5 · cross-entropy on the labels",
+        ),
+    ],
+)
+def test_an_objective_reads_as_its_formula(settings: dict, expected: str) -> None:
+    assert describe_objective(objective(**settings)) == expected
+
+
+def test_an_estimate_is_shown_in_its_unit_with_each_error() -> None:
+    estimate = Estimate(0.4512, (StandardError("prompts", 0.0351, 200), StandardError("training seeds", 0.01, 2)))
+    shown = show(estimate, METRICS["exact_match_greedy"])
+    assert shown.text == "45.1 %"
+    assert [(error.text, error.over) for error in shown.errors] == [("3.5", "prompts"), ("1.0", "training seeds")]
+    assert show(estimate, METRICS["nll"], sign=True).text == "+0.451"
+    assert show(Estimate(-0.25), METRICS["nll"], sign=True).text == "−0.250"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.0, "0.000"), (2.4e-7, "2.4e−07"), (math.inf, "∞"), (-math.inf, "−∞"), (math.nan, "unknown")]
+)
+def test_small_and_endless_numbers_do_not_read_as_zero(value: float, text: str) -> None:
+    assert show(Estimate(value), METRICS["nll"]).text == text
+
+
+@pytest.mark.parametrize(
+    ("form", "value", "text"),
+    [
+        (count, 107072, "107 k"),
+        (count, 2461536, "2.46 M"),
+        (count, 7.2e9, "7.2 G"),
+        (count, 200, "200"),
+        (duration, 0.84, "0.8 s"),
+        (duration, 59.7, "1 min 0 s"),
+        (duration, 185, "3 min 5 s"),
+        (duration, 8040, "2 h 14 min"),
+        (megabytes, 812.3, "812 MB"),
+        (megabytes, 81230, "81.2 GB"),
+        (number, -0.5, "−0.5"),
+        (number, 1e-5, "1e−05"),
+    ],
+)
+def test_amounts(form, value: float, text: str) -> None:
+    assert form(value) == text
