@@ -41,15 +41,12 @@ class Backbone:
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        self.reason = ""
         self.width = 0
         self._scale: float = 1.0
         self._softcap: float | None = None
         self._takes_positions = "position_ids" in _forward_parameters(model)
-        head = getattr(model, "get_output_embeddings", lambda: None)()
+        head: Any = getattr(model, "get_output_embeddings", lambda: None)()
         self.reason = _unusable(head)
-        if not self.reason:
-            self.width = int(head.weight.shape[0])
         self._prove(head)
         if self.reason:
             warn(

@@ -13,10 +13,14 @@ import torch
 from torch import Tensor
 
 from amidkd.errors import SettingError
+from amidkd.models.cache import growing_cache
 from amidkd.models.modes import evaluating
 from amidkd.models.sampling import Sampling, random_numbers
 
 __all__ = ["generate"]
+
+# Rows that are done stay in the batch until they are a fifth of it.
+_CROWD = 0.8
 
 
 def generate(
@@ -106,22 +110,23 @@ class _Decoder:
         tokens, attention = _left_padded(prompts, self.pad_id, device)
         uniform_BS = random_numbers(seed, rows, steps if self.sampling.temperature else 0).to(device)
         answers: list[list[int]] = [[] for _ in prompts]
-        alive = list(range(len(prompts)))
         forward = _Forward(self.model, tokens, attention)
+        places, done = list(range(len(prompts))), [False] * len(prompts)
         for step in range(steps):
             logits = self._allowed(forward.next_logits())
-            uniform = uniform_BS[alive, step] if self.sampling.temperature else logits.new_empty(0)
+            uniform = uniform_BS[places, step] if self.sampling.temperature else logits.new_empty(0)
             chosen = self.sampling.choose(logits, uniform)
-            keep = []
-            for place, token in enumerate(chosen.tolist()):
-                answer = answers[alive[place]]
-                answer.append(token)
-                if token not in self.eos_ids and len(answer) < limits[alive[place]]:
-                    keep.append(place)
+            for place, token in zip(places, chosen.tolist(), strict=True):
+                if not done[place]:
+                    answers[place].append(token)
+                    done[place] = token in self.eos_ids or len(answers[place]) >= limits[place]
+            keep = [index for index, place in enumerate(places) if not done[place]]
             if not keep:
                 break
-            forward.extend(chosen, keep if len(keep) < len(alive) else None)
-            alive = [alive[place] for place in keep]
+            # Leaving copies the cache, so rows leave in groups.
+            leave = len(keep) <= _CROWD * len(places)
+            forward.extend(chosen, keep if leave else None)
+            places = [places[index] for index in keep] if leave else places
         return answers
 
     def _allowed(self, logits_BV: Tensor) -> Tensor:
@@ -134,7 +139,10 @@ class _Decoder:
 
 
 class _Forward:
-    """The rows still being answered: what the model has read, and its cache of that."""
+    """The rows being answered: what the model is to read next, and its cache of what it has read.
+
+    A model without a key-value cache (a recurrent one) reads everything again for each token.
+    """
 
     def __init__(self, model: Any, tokens_BT: Tensor, attention_BT: Tensor) -> None:
         inner = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -144,7 +152,8 @@ class _Forward:
         self._caches = "past_key_values" in parameters and not getattr(inner, "_is_stateful", False)
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
         self._unread_BT, self._attention_BT = tokens_BT, attention_BT
-        self._cache: Any = None
+        self._positions_BT = (attention_BT.cumsum(dim=1) - 1).clamp(min=0)
+        self._cache = growing_cache(inner) if self._caches else None
 
     def next_logits(self) -> Tensor:
         """Logits [B, V] of the next token of each row."""
@@ -154,8 +163,7 @@ class _Forward:
             "use_cache": self._caches,
         }
         if self._takes_positions:
-            positions = (self._attention_BT.cumsum(dim=1) - 1).clamp(min=0)
-            inputs["position_ids"] = positions[:, -self._unread_BT.shape[1] :]
+            inputs["position_ids"] = self._positions_BT
         if self._caches:
             inputs["past_key_values"] = self._cache
         output = self._model(**inputs, **self._last_only)
@@ -165,13 +173,17 @@ class _Forward:
 
     def extend(self, chosen_B: Tensor, keep: list[int] | None) -> None:
         """Append the chosen tokens; go on with the rows in ``keep`` alone (None: all)."""
-        chosen = chosen_B[:, None]
+        chosen, following = chosen_B[:, None], self._positions_BT[:, -1:] + 1
         self._attention_BT = torch.cat([self._attention_BT, torch.ones_like(chosen)], dim=1)
-        # A model without a key-value cache reads everything again.
-        self._unread_BT = chosen if self._caches else torch.cat([self._unread_BT, chosen], dim=1)
+        if self._caches:
+            self._unread_BT, self._positions_BT = chosen, following
+        else:
+            self._unread_BT = torch.cat([self._unread_BT, chosen], dim=1)
+            self._positions_BT = torch.cat([self._positions_BT, following], dim=1)
         if keep is not None:
             kept = torch.tensor(keep, device=chosen.device)
             self._attention_BT, self._unread_BT = self._attention_BT[kept], self._unread_BT[kept]
+            self._positions_BT = self._positions_BT[kept]
             if self._caches:
                 self._cache.batch_select_indices(kept)
 
