@@ -1,6 +1,7 @@
 """The page of one run."""
 
 import os
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ def write_report(folder: RunFolder) -> Path:
         "run.html.j2",
         title=folder.path.name,
         sentence=sentence_of(record, config),
-        folder=os.path.relpath(folder.path),
+        folder=shlex.quote(os.path.relpath(folder.path)),
         results=_results(evaluation) if evaluation else None,
         stages=cost_table({folder.path.name: record}),
         facts=facts_of(record),
