@@ -1,5 +1,8 @@
 """Rows as tokens, and batches of them: what is supervised is a mask made from lengths, never from token ids."""
 
+# Tensors and what gives them carry their shape in their name.
+# ruff: noqa: N802, N815
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
