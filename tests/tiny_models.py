@@ -40,5 +40,6 @@ def tiny_model(family: str, *, seed: int = 0, **changes: object) -> torch.nn.Mod
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config)
         for name, parameter in model.named_parameters():
-            torch.nn.init.normal_(parameter, mean=1.0 if "norm" in name or "ln_" in name else 0.0, std=0.3)
+            norm = name.endswith("weight") and ("norm" in name or "ln_" in name)
+            torch.nn.init.normal_(parameter, mean=1.0 if norm else 0.0, std=0.3)
     return model.eval()

@@ -153,7 +153,7 @@ class _Forward:
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
         self._unread_BT, self._attention_BT = tokens_BT, attention_BT
         self._positions_BT = (attention_BT.cumsum(dim=1) - 1).clamp(min=0)
-        self._cache = growing_cache(inner) if self._caches else None
+        self._cache: Any = growing_cache(inner) if self._caches else None
 
     def next_logits(self) -> Tensor:
         """Logits [B, V] of the next token of each row."""
@@ -184,7 +184,7 @@ class _Forward:
             kept = torch.tensor(keep, device=chosen.device)
             self._attention_BT, self._unread_BT = self._attention_BT[kept], self._unread_BT[kept]
             self._positions_BT = self._positions_BT[kept]
-            if self._caches:
+            if self._cache is not None:
                 self._cache.batch_select_indices(kept)
 
 

@@ -6,14 +6,33 @@ from typing import Any, NoReturn
 from warnings import warn
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from amidkd.errors import SettingError, SettingWarning
 
-__all__ = ["eos_ids_of", "load_model", "load_tokenizer", "pad_id_of", "require_peft", "vocabulary_size"]
+__all__ = [
+    "LOADING_ERRORS",
+    "eos_ids_of",
+    "load_model",
+    "load_tokenizer",
+    "pad_id_of",
+    "require_peft",
+    "vocabulary_size",
+]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError)
+# What transformers, its hub client and safetensors raise for files and settings that they cannot use.
+LOADING_ERRORS = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    RuntimeError,
+    ImportError,
+    SafetensorError,
+    StrictDataclassError,
+)
 
 
 def load_tokenizer(source: str | Path, *, trust_remote_code: bool = False) -> Any:
@@ -33,7 +52,7 @@ def load_tokenizer(source: str | Path, *, trust_remote_code: bool = False) -> An
     _check_source(source, "tokenizer")
     try:
         return AutoTokenizer.from_pretrained(str(source), trust_remote_code=trust_remote_code)
-    except _LOADING_ERRORS as error:
+    except LOADING_ERRORS as error:
         _explain(source, "tokenizer", error)
 
 
@@ -111,7 +130,7 @@ def load_model(
         _check_source(adapter, "adapter")
     try:
         model, found = AutoModelForCausalLM.from_pretrained(str(source), output_loading_info=True, **options)
-    except _LOADING_ERRORS as error:
+    except LOADING_ERRORS as error:
         _explain(source, "model", error)
     missing = sorted(found["missing_keys"])
     if missing:
@@ -192,7 +211,7 @@ def _with_adapter(model: Any, adapter: str | Path, *, merge: bool, quantized: bo
 
     try:
         adapted = PeftModel.from_pretrained(model, str(adapter))
-    except _LOADING_ERRORS as error:
+    except LOADING_ERRORS as error:
         _explain(adapter, "adapter", error)
     if merge and quantized:
         warn(

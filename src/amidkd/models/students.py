@@ -10,7 +10,7 @@ import torch
 
 from amidkd.config import FromScratchStudent, LoraConfig, StudentConfig
 from amidkd.errors import SettingError
-from amidkd.models.load import load_model, require_peft, vocabulary_size
+from amidkd.models.load import LOADING_ERRORS, load_model, require_peft, vocabulary_size
 from amidkd.models.prune import depth_pruned
 from amidkd.record import atomic_folder
 
@@ -81,6 +81,7 @@ def make_student(
             model = _with_lora(model, config.lora)
     if not any(parameter.requires_grad and parameter.numel() for parameter in model.parameters()):
         raise SettingError(f"student ({config.kind}): no parameter is trainable")
+    _make_savable(model)
     return model.train()
 
 
@@ -121,7 +122,7 @@ def _from_scratch(student: FromScratchStudent, tokenizer: Any) -> Any:
     dtype = torch.float32 if student.dtype == "auto" else getattr(torch, student.dtype)
     try:
         return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=student.trust_remote_code)
-    except (ValueError, TypeError, RuntimeError, ZeroDivisionError, AssertionError) as error:
+    except (*LOADING_ERRORS, ArithmeticError, AssertionError) as error:
         raise SettingError(f"student.config makes no model: {' '.join(str(error).split())[:300]}") from error
 
 
@@ -147,7 +148,7 @@ def _scratch_config(fields: dict[str, Any], tokenizer: Any) -> Any:
         )
     try:
         return AutoConfig.for_model(model_type, **{"vocab_size": least, **_special_ids(tokenizer), **given})
-    except (ValueError, TypeError, KeyError) as error:
+    except LOADING_ERRORS as error:
         raise SettingError(f"student.config: {' '.join(str(error).split())[:300]}") from error
 
 
@@ -195,6 +196,17 @@ def _with_lora(model: Any, lora: LoraConfig) -> Any:
             f"student.lora.target_modules: {lora.target_modules!r} cannot be used "
             f"({' '.join(str(error).split())[:200]}); this model's layers: {', '.join(sorted(names))}"
         ) from error
+
+
+def _make_savable(model: Any) -> None:
+    """Let generation settings be written: some published ones give a temperature with sampling off: refused."""
+    settings = getattr(model, "generation_config", None)
+    if settings is None:
+        return
+    try:
+        settings.validate(strict=True)
+    except ValueError:
+        settings.do_sample = True
 
 
 @torch.no_grad()

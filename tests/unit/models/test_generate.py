@@ -102,7 +102,7 @@ def test_the_models_generation_settings_do_not_leak_in() -> None:
 
 def test_eos_ends_an_answer_and_is_part_of_it() -> None:
     model = tiny_model("llama_tied")
-    eos = [token for token in range(3, VOCABULARY, 3)]
+    eos = list(range(3, VOCABULARY, 3))
     for one in answer(model, PROMPTS * 10, temperature=1.0, eos_ids=eos, max_new_tokens=20):
         assert one
         assert not set(one[:-1]) & set(eos)
@@ -121,7 +121,7 @@ def test_answers_end_at_the_context() -> None:
     model = tiny_model("gpt2", n_positions=10)
     lengths = [len(one) for one in answer(model, eos_ids=[], max_new_tokens=8)]
     assert lengths == [7, 8, 3, 8, 5]
-    with pytest.raises(SettingError, match="prompt 1 has 10 tokens.*context of 10"):
+    with pytest.raises(SettingError, match=r"prompt 1 has 10 tokens.*context of 10"):
         answer(model, [[3], [4] * 10])
 
 
