@@ -38,7 +38,7 @@ class Speaker:
         vocab_size: Ids from here on never come.
         max_new_tokens: Longest answer, end token included.
         batch_size: Prompts in a forward pass.
-        unwrap: Takes the completion's template off an answer.
+        to_text: An answer's token ids as text, without its template and special tokens.
     """
 
     model: Any
@@ -46,7 +46,7 @@ class Speaker:
     vocab_size: int
     max_new_tokens: int
     batch_size: int
-    unwrap: Callable[[str], str]
+    to_text: Callable[[Sequence[int]], str]
 
     def answer(
         self,
@@ -78,8 +78,7 @@ class Speaker:
             progress=progress,
         )
         bodies = [answer[:-1] if answer and answer[-1] in ends else answer for answer in tokens]
-        texts = [self.unwrap(self.tokenizer.decode(body, skip_special_tokens=True)) for body in bodies]
-        return Answers(tokens, texts, [len(body) for body in bodies])
+        return Answers(tokens, [self.to_text(body) for body in bodies], [len(body) for body in bodies])
 
 
 def text_scores(draws: Sequence[Answers], references: Sequence[Sequence[str]], suffix: str) -> dict[str, Scores]:

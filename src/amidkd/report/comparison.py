@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from amidkd.citations import Citation
+from amidkd.evaluation.display import show
 from amidkd.evaluation.metrics import METRICS, Metric
 from amidkd.evaluation.statistics import Estimate
 from amidkd.report.costs import cost_table, versions_of
 from amidkd.report.curves import curves_of_runs, note_on
 from amidkd.report.figures import Figure, interval_figure
 from amidkd.report.page import Grid, GridRow, Head, render, sample_view
-from amidkd.report.words import show
 
 __all__ = ["ComparisonRow", "write_comparison"]
 

@@ -9,10 +9,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from amidkd import __version__
+from amidkd.evaluation.display import Shown
+from amidkd.evaluation.text import exact_match
 from amidkd.record import write_atomic
-from amidkd.report.words import Shown
 
-__all__ = ["Grid", "GridRow", "Head", "render"]
+__all__ = ["Grid", "GridRow", "Head", "render", "sample_view"]
 
 
 @dataclass(frozen=True)
@@ -78,13 +79,22 @@ def render(path: Path, template: str, **content: Any) -> Path:
 
 
 def sample_view(entry: Mapping[str, Any], references: int = 3) -> dict[str, Any]:
-    """A line of ``samples.jsonl`` as the template shows it, each answer beside whether it equals a reference."""
-    from amidkd.evaluation.text import exact_match
+    """A sample as the template shows it, each answer beside whether it equals a reference.
 
+    Args:
+        entry: A line of ``samples.jsonl``: ``prompt``, ``references``, ``answers`` by name.
+        references: How many references are shown.
+    """
     known: Sequence[str] = entry.get("references") or ()
     answers = [
         {"label": label, "text": text, "right": bool(known) and exact_match(text, known) == 1.0}
         for label, text in entry["answers"].items()
         if text is not None
     ]
-    return {"prompt": entry["prompt"], "references": known[:references], "answers": answers, "note": entry.get("note")}
+    divergence = entry.get("kl_teacher_student")
+    return {
+        "prompt": entry["prompt"],
+        "references": known[:references],
+        "answers": answers,
+        "note": None if divergence is None else f"KL(teacher‖student) {divergence:.3f} nats a token on the reference",
+    }

@@ -9,13 +9,14 @@ from typing import Any
 from amidkd.citations import Citation, citations_of
 from amidkd.config import RunConfig, dump_yaml, load
 from amidkd.errors import SettingError
+from amidkd.evaluation.display import Shown, show
 from amidkd.evaluation.metrics import METRICS
 from amidkd.evaluation.statistics import Estimate
 from amidkd.record import RunFolder, read_json_lines
 from amidkd.report.costs import cost_table, facts_of, parameters_of, versions_of
 from amidkd.report.curves import curves_of_run, note_on
 from amidkd.report.page import Grid, GridRow, Head, render, sample_view
-from amidkd.report.words import Shown, count, describe_objective, duration, show
+from amidkd.report.words import count, describe_objective, duration
 
 __all__ = ["sentence_of", "write_report"]
 

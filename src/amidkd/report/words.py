@@ -1,70 +1,17 @@
 """Numbers and settings as people read them."""
 
-import math
-from dataclasses import dataclass
-
 from amidkd.config import ObjectiveConfig, TermConfig
 from amidkd.config.objective import AdaptiveSchedule, ConstantSchedule, PiecewiseSchedule, ScheduleConfig
-from amidkd.evaluation.metrics import Metric
-from amidkd.evaluation.statistics import Estimate
 
 __all__ = [
-    "Shown",
-    "ShownError",
     "count",
     "describe_objective",
     "describe_term",
     "duration",
     "megabytes",
     "number",
-    "show",
     "signed",
 ]
-
-_DECIMALS = {"share": 1, "nats": 3, "tokens": 1, "": 2}
-
-
-@dataclass(frozen=True)
-class ShownError:
-    """A standard error as text, and what it is over."""
-
-    text: str
-    over: str
-
-
-@dataclass(frozen=True)
-class Shown:
-    """An estimate as text."""
-
-    text: str
-    errors: tuple[ShownError, ...]
-
-
-def show(estimate: Estimate, metric: Metric, *, sign: bool = False) -> Shown:
-    """An estimate in the unit of its metric: shares in per cent, the rest as they are.
-
-    Args:
-        estimate: The number with its errors.
-        metric: What it measures.
-        sign: Write a plus in front of what is above 0, for differences.
-    """
-    factor, decimals = (100.0 if metric.unit == "share" else 1.0), _DECIMALS[metric.unit]
-    text = _fixed(factor * estimate.value, decimals)
-    if metric.unit == "share":
-        text += " %"
-    if sign and estimate.value > 0:
-        text = "+" + text
-    errors = tuple(ShownError(_fixed(factor * e.value, decimals), e.over) for e in estimate.errors)
-    return Shown(text, errors)
-
-
-def _fixed(value: float, decimals: int) -> str:
-    """Fixed decimals, unless a number that is not 0 would then read as 0."""
-    if not math.isfinite(value):
-        return {math.inf: "∞", -math.inf: "−∞"}.get(value, "unknown")
-    if value != 0 and abs(value) < 0.5 * 10**-decimals:
-        return f"{value:.1e}".replace("-", "−")
-    return f"{value:.{decimals}f}".replace("-", "−")
 
 
 def number(value: float) -> str:

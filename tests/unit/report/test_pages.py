@@ -13,6 +13,7 @@ from amidkd.evaluation import Estimate, StandardError
 from amidkd.record import RunFolder, write_atomic, write_json, write_json_lines
 from amidkd.report import ComparisonRow, write_comparison, write_report
 
+LOADING = {"src", "href", "xlink:href", "srcset", "action", "data"}
 EVIL = "<script>alert('x')</script> & \"so\" on"
 
 
@@ -30,7 +31,9 @@ class Text(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
-        self.loads += [value for name, value in attrs if name in ("src", "href", "xlink:href", "srcset", "action", "data")]
+        self.loads += [
+            value for name, value in attrs if name in ("src", "href", "xlink:href", "srcset", "action", "data")
+        ]
         if tag == "tr":
             self.rows.append([])
         if tag in ("td", "th"):
@@ -62,9 +65,7 @@ def read(path: Path) -> Text:
 
 def estimate(value: float, **errors: float) -> dict:
     kinds = {"prompts": 200, "sampling_seeds": 5}
-    return Estimate(
-        value, tuple(StandardError(k.replace("_", " "), v, kinds[k]) for k, v in errors.items())
-    ).to_json()
+    return Estimate(value, tuple(StandardError(k.replace("_", " "), v, kinds[k]) for k, v in errors.items())).to_json()
 
 
 @pytest.fixture
@@ -107,7 +108,11 @@ def folder(tmp_path: Path) -> RunFolder:
 def test_the_table_holds_the_records_numbers_with_each_error(folder: RunFolder) -> None:
     page = read(write_report(folder))
     assert page.row("200 rows") == ["200 rows", "student", "teacher", "difference"]
-    assert page.row("Exact match, greedy")[1:] == ["45.1 % ± 3.5 prompts", "57.6 % ± 3.6 prompts", "−12.5 % ± 2.0 prompts"]
+    assert page.row("Exact match, greedy")[1:] == [
+        "45.1 % ± 3.5 prompts",
+        "57.6 % ± 3.6 prompts",
+        "−12.5 % ± 2.0 prompts",
+    ]
     assert page.row("Exact match, sampled")[1:] == ["38.0 % ± 3.0 prompts ± 0.6 sampling seeds", "–", "–"]
     assert page.row("NLL of real text")[1:] == ["0.334 ± 0.021 prompts", "–", "–"]
     assert "Not measured: top-1 agreement: a reason" in page.text

@@ -6,7 +6,8 @@ import pytest
 
 from amidkd.config import parse
 from amidkd.evaluation import METRICS, Estimate, StandardError
-from amidkd.report.words import count, describe_objective, duration, megabytes, number, show
+from amidkd.evaluation.display import show
+from amidkd.report.words import count, describe_objective, duration, megabytes, number
 
 
 def objective(**settings):

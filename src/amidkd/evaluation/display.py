@@ -1,0 +1,98 @@
+"""Estimates as people read them: in the unit of their metric, each error with what it is over."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from amidkd.evaluation.metrics import METRICS, Metric
+from amidkd.evaluation.statistics import Estimate
+
+__all__ = ["Shown", "ShownError", "print_evaluation", "show"]
+
+_DECIMALS = {"share": 1, "nats": 3, "tokens": 2, "": 2}
+
+
+@dataclass(frozen=True)
+class ShownError:
+    """A standard error as text, and what it is over."""
+
+    text: str
+    over: str
+
+
+@dataclass(frozen=True)
+class Shown:
+    """An estimate as text."""
+
+    text: str
+    errors: tuple[ShownError, ...]
+
+
+def show(estimate: Estimate, metric: Metric, *, sign: bool = False) -> Shown:
+    """An estimate in the unit of its metric: shares in per cent, the rest as they are.
+
+    Args:
+        estimate: The number with its errors.
+        metric: What it measures.
+        sign: Write a plus in front of what is above 0, for differences.
+    """
+    factor, decimals = (100.0 if metric.unit == "share" else 1.0), _DECIMALS[metric.unit]
+    text = _fixed(factor * estimate.value, decimals)
+    if metric.unit == "share":
+        text += " %"
+    if sign and estimate.value > 0:
+        text = "+" + text
+    errors = tuple(ShownError(_fixed(factor * e.value, decimals), e.over) for e in estimate.errors)
+    return Shown(text, errors)
+
+
+def _fixed(value: float, decimals: int) -> str:
+    """Fixed decimals, unless a number that is not 0 would then read as 0."""
+    if not math.isfinite(value):
+        return {math.inf: "∞", -math.inf: "−∞"}.get(value, "unknown")
+    if value != 0 and abs(value) < 0.5 * 10**-decimals:
+        return f"{value:.1e}".replace("-", "−")
+    return f"{value:.{decimals}f}".replace("-", "−")
+
+
+def print_evaluation(evaluation: Mapping[str, Any]) -> None:
+    """Print an evaluation as a table on standard output.
+
+    Args:
+        evaluation: What :func:`amidkd.evaluation.evaluate_run` returned, or ``results.evaluation`` of a record.
+    """
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    sides = [side for side in ("student", "teacher", "difference") if evaluation.get(side)]
+    metrics = {side: evaluation[side]["metrics"] for side in sides}
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column(f"{evaluation['data']['rows']} rows", no_wrap=True)
+    for side in sides:
+        table.add_column(side, justify="right", no_wrap=True)
+    for name, metric in METRICS.items():
+        if any(name in metrics[side] for side in sides):
+            cells = [_cell(metrics[side].get(name), metric, sign=side == "difference") for side in sides]
+            table.add_row(metric.label, *cells)
+    console = Console()
+    console.print(table)
+    # A file or a pipe has no width to respect.
+    console.print(_LEGEND, markup=False, soft_wrap=True)
+    for line in evaluation.get("missing", []):
+        console.print(f"Not measured: {line}", markup=False, soft_wrap=True)
+
+
+_MARKS = {"prompts": "p", "sampling seeds": "s", "training seeds": "t"}
+_LEGEND = (
+    "± one standard error: p over prompts, s over sampling seeds. NLL and KL in nats a token. "
+    "difference: student − teacher, paired by prompt."
+)
+
+
+def _cell(entry: Mapping[str, Any] | None, metric: Metric, *, sign: bool) -> str:
+    if entry is None:
+        return "–"
+    shown = show(Estimate.from_json(entry), metric, sign=sign)
+    return " ".join([shown.text, *(f"±{error.text}{_MARKS[error.over]}" for error in shown.errors)])

@@ -1,0 +1,218 @@
+"""``amidkd eval``: a run's student beside its teacher, into the run's record."""
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from amidkd.config import PretrainedStudent, RunConfig
+from amidkd.data import Encoder, Row, load_rows
+from amidkd.errors import SettingError
+from amidkd.evaluation.statistics import difference
+from amidkd.evaluation.suite import ModelResult, evaluate_model
+from amidkd.models import load_model, load_tokenizer
+from amidkd.record import RunFolder, now, write_json_lines
+from amidkd.teachers import LiveTeacher, make_teacher
+
+__all__ = ["evaluate_run", "held_out_rows", "sample_lines", "to_record"]
+
+_log = logging.getLogger("amidkd")
+
+
+def evaluate_run(config: RunConfig, folder: RunFolder, *, student: str | Path | None = None) -> dict[str, Any]:
+    """Measure a run's student and teacher on the same held-out rows.
+
+    Writes ``results.evaluation`` of ``record.json``, and ``samples.jsonl``.
+
+    Args:
+        config: The run's settings.
+        folder: The run folder.
+        student: A model folder to measure instead; default: the run's ``student/``, or before training the model
+            that ``student.model`` names.
+
+    Returns:
+        The entry written to the record: ``data``, ``settings``, ``student``, ``teacher``, ``difference`` (student −
+        teacher, paired by prompt), ``missing``.
+
+    Raises:
+        SettingError: No held-out rows, no student, a teacher with another tokenizer.
+    """
+    source = _student_source(config, folder, student)
+    rows, file = held_out_rows(config)
+    tokenizer = load_tokenizer(source, trust_remote_code=config.student.trust_remote_code)
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    teacher = None
+    if config.teacher is not None:
+        teacher = make_teacher(config.teacher, student_tokenizer=tokenizer, device=device)
+    model = load_model(
+        source,
+        dtype=config.student.dtype,
+        device=device,
+        trust_remote_code=config.student.trust_remote_code,
+    )
+    _log.info("Evaluating %s on %d rows of %s", source, len(rows), Path(file).name)
+    encoder = Encoder(tokenizer, config.data)
+    found = _measure(model, config, tokenizer, rows, encoder, teacher, name="student")
+    reference = None
+    if teacher is not None:
+        reference = _measure(teacher.model, config, tokenizer, rows, encoder, teacher, name="teacher")
+    entry = {
+        "data": {"file": str(file), "rows": len(found.held_out.rows), **_counts(found)},
+        "settings": {**config.evaluation.model_dump(mode="json"), "max_new_tokens": _longest(config)},
+        "evaluated": now(),
+        **to_record(found, reference),
+    }
+    entry["student"]["model"] = str(source)
+    entry["student"]["parameters"] = _parameters(model)
+    if teacher is not None and config.teacher is not None:
+        entry["teacher"]["model"] = config.teacher.model
+        entry["teacher"]["parameters"] = _parameters(teacher.model)
+    write_json_lines(folder.samples_file, sample_lines(found, reference, kept=config.evaluation.samples_kept))
+    folder.update_record(results={"evaluation": entry})
+    return entry
+
+
+def held_out_rows(config: RunConfig) -> tuple[list[Row], str]:
+    """The rows to evaluate on, and the file or data set that they are from.
+
+    Args:
+        config: The run's settings.
+
+    Raises:
+        SettingError: The run file names none, or they cannot be read.
+    """
+    chosen, data = config.evaluation, config.data
+    if chosen.data is not None:
+        source, split = chosen.data, chosen.split
+    elif data.validation is not None:
+        source, split = data.validation, data.validation_split
+    else:
+        raise SettingError(
+            "nothing to evaluate on: set data.validation or evaluation.data to rows that are not trained on"
+        )
+    return load_rows(source, split=split, max_rows=chosen.max_rows), source
+
+
+def to_record(student: ModelResult, teacher: ModelResult | None) -> dict[str, Any]:
+    """Results as a record holds them.
+
+    Args:
+        student: The student's.
+        teacher: The teacher's on the same rows, or None.
+    """
+    entry: dict[str, Any] = {"student": _side(student), "missing": list(student.missing)}
+    if teacher is not None:
+        # A teacher is no distance from itself; those rows would only say that 0 is 0.
+        entry["teacher"] = _side(teacher, without=_DISTANCES)
+        shared = [name for name in student.scores if name in teacher.scores and name not in _DISTANCES]
+        gaps = {name: difference(student.scores[name], teacher.scores[name]) for name in shared}
+        entry["difference"] = {"metrics": {name: gap.to_json() for name, gap in gaps.items()}}
+    return entry
+
+
+_DISTANCES = (
+    "kl_teacher_student",
+    "kl_student_teacher",
+    "top1_agreement",
+    "acceptance",
+    "kl_student_teacher_on_samples",
+    "acceptance_on_samples",
+)
+
+
+def _side(result: ModelResult, without: Sequence[str] = ()) -> dict[str, Any]:
+    metrics = {name: found.to_json() for name, found in result.estimates.items() if name not in without}
+    return {"metrics": metrics, "seconds": round(result.seconds, 3)}
+
+
+def sample_lines(student: ModelResult, teacher: ModelResult | None, *, kept: int) -> list[Mapping[str, Any]]:
+    """Lines of ``samples.jsonl``: prompts with what both answer, in the order of the rows.
+
+    Args:
+        student: The student's result.
+        teacher: The teacher's on the same rows, or None.
+        kept: How many.
+    """
+    if student.greedy is None:
+        return []
+    held_out = student.held_out
+    divergence = student.scores.get("kl_teacher_student")
+    lines: list[Mapping[str, Any]] = []
+    for place, index in enumerate(held_out.asked[:kept]):
+        answers = {}
+        if teacher is not None and teacher.greedy is not None:
+            answers["teacher, greedy"] = teacher.greedy.texts[place]
+        answers["student, greedy"] = student.greedy.texts[place]
+        answers["student, sampled"] = student.sampled[0].texts[place]
+        row = held_out.rows[index]
+        line: dict[str, Any] = {
+            "row": row.where,
+            "prompt": row.prompt if row.prompt is not None else _conversation(row),
+            "references": list(held_out.references[index]),
+            "answers": answers,
+        }
+        if divergence is not None and divergence.counts[index] > 0:
+            line["kl_teacher_student"] = float(divergence.sums[index] / divergence.counts[index])
+        lines.append(line)
+    return lines
+
+
+def _conversation(row: Row) -> str:
+    messages = row.messages or []
+    turns = messages[:-1] if row.labelled else messages
+    return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
+
+
+def _student_source(config: RunConfig, folder: RunFolder, student: str | Path | None) -> str | Path:
+    if student is not None:
+        return student
+    if folder.student.is_dir():
+        return folder.student
+    if isinstance(config.student, PretrainedStudent):
+        _log.info("%s has no student yet: evaluating student.model as it is before training", folder.path.name)
+        return config.student.model
+    raise SettingError(
+        f"{folder.path} has no student yet; train it first: amidkd distill {os.path.relpath(folder.path)}"
+    )
+
+
+def _measure(
+    model: Any,
+    config: RunConfig,
+    tokenizer: Any,
+    rows: Sequence[Row],
+    encoder: Encoder,
+    teacher: LiveTeacher | None,
+    *,
+    name: str,
+) -> ModelResult:
+    return evaluate_model(
+        model,
+        tokenizer=tokenizer,
+        rows=rows,
+        encoder=encoder,
+        config=config.evaluation,
+        max_new_tokens=_longest(config),
+        teacher=teacher,
+        memory_mb=config.kernels.memory_mb,
+        name=name,
+    )
+
+
+def _longest(config: RunConfig) -> int:
+    return config.evaluation.max_new_tokens or config.data.generation.max_new_tokens
+
+
+def _parameters(model: Any) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _counts(result: ModelResult) -> dict[str, Any]:
+    texts = [text for text in result.held_out.texts if text is not None]
+    return {
+        "rows_with_completion": len(texts),
+        "supervised_tokens": sum(text.token_count() for text in texts),
+    }
