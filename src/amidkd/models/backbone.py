@@ -5,7 +5,6 @@ A causal model ends in a head: logits = post(W h + b), where post is a scale, a 
 ``forward`` runs (with DDP, autocast, adapters and gradient checkpointing around it) and [B, T, V] never exists.
 """
 
-import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,13 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from amidkd.errors import SettingError, SettingWarning
+from amidkd.models.facts import forward_parameters, text_config
 from amidkd.models.modes import evaluating
 from amidkd.signals import Hidden, Logits
 
 __all__ = ["Backbone"]
 
 # Largest error of the proof, relative to the largest logit: a few roundings of the type, far below any wrong formula.
-_TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 3e-2}
+_TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
 
 
 class Backbone:
@@ -44,7 +44,7 @@ class Backbone:
         self.width = 0
         self._scale: float = 1.0
         self._softcap: float | None = None
-        self._takes_positions = "position_ids" in _forward_parameters(model)
+        self._takes_positions = "position_ids" in forward_parameters(model)
         head: Any = getattr(model, "get_output_embeddings", lambda: None)()
         self.reason = _unusable(head)
         self._prove(head)
@@ -113,25 +113,25 @@ class Backbone:
                     return
 
     def _disproof(self, head: nn.Linear, tokens: Tensor, attention: Tensor, logits: Tensor) -> str:
-        tolerance = max(_TOLERANCE.get(dtype, 0.0) for dtype in (logits.dtype, head.weight.dtype))
         try:
             with _captured(head) as captured:
                 self.model(**self._inputs(tokens, attention))
             # What follows the head must be scale and soft cap alone, at any size of the logits; real
             # logits of an untrained model are too small to show a soft cap.
             ramp = torch.linspace(-80.0, 80.0, logits.numel(), device=logits.device).view_as(logits)
-            with _replaced(head, lambda hidden: ramp.to(hidden.dtype)):
+            with _replaced(head, lambda hidden: ramp):
                 driven = self.model(**self._inputs(tokens, attention)).logits
         except (RuntimeError, IndexError, ValueError, TypeError) as error:
             return f"the model needs its full logits ({' '.join(str(error).split())[:120]})"
         if len(captured) != 1 or captured[0].shape[:-1] != tokens.shape:
             return "its output head is not run once on all hidden states"
-        hidden = captured[0].to(head.weight.device)
-        bias = None if head.bias is None else head.bias.float()
-        raw = nn.functional.linear(hidden.float(), head.weight.float(), bias).to(logits.device)
-        for given, found in ((raw, logits), (ramp, driven)):
-            wanted = self._post(given)
-            if not float((wanted - found.float()).abs().max()) <= tolerance * float(wanted.abs().max()):
+        wide = torch.promote_types(head.weight.dtype, torch.float32)
+        bias = None if head.bias is None else head.bias.to(wide)
+        hidden = captured[0].to(head.weight.device, wide)
+        raw = nn.functional.linear(hidden, head.weight.to(wide), bias).to(logits.device)
+        for given, found, dtype in ((raw, logits, head.weight.dtype), (ramp, driven, driven.dtype)):
+            wanted, tolerance = self._post(given), _TOLERANCE.get(dtype, 0.0)
+            if not float((wanted - found.to(wanted.dtype)).abs().max()) <= tolerance * float(wanted.abs().max()):
                 return "scale, soft cap or masking of its logits is of a kind that is not known here"
         return ""
 
@@ -182,18 +182,9 @@ def _captured(head: nn.Linear) -> Iterator[list[Tensor]]:
         yield captured
 
 
-def _forward_parameters(model: Any) -> Any:
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return inspect.signature(inner.forward).parameters
-
-
-def _text_config(model: Any) -> Any:
-    return model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
-
-
 def _candidates(model: Any) -> list[tuple[float, float | None]]:
     """Pairs of scale and soft cap that the configuration allows for, the likeliest first."""
-    config = _text_config(model)
+    config = text_config(model)
     cap = getattr(config, "final_logit_softcapping", None)
     softcap = float(cap) if cap else None
     factors = [

@@ -4,7 +4,6 @@ A loop of its own rather than ``model.generate``: each row has its own random nu
 the batch, nothing of the model's generation settings leaks in, and small models are not slowed by set-up.
 """
 
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from amidkd.errors import SettingError
 from amidkd.models.cache import growing_cache
+from amidkd.models.facts import base_of, forward_parameters, text_config
 from amidkd.models.modes import evaluating
 from amidkd.models.sampling import Sampling, random_numbers
 
@@ -123,16 +123,17 @@ class _Decoder:
             keep = [index for index, place in enumerate(places) if not done[place]]
             if not keep:
                 break
-            # Leaving copies the cache, so rows leave in groups.
-            leave = len(keep) <= _CROWD * len(places)
+            # Leaving copies the cache, so rows leave in groups; but none may outgrow the model's positions.
+            full = any(step + 1 >= limits[place] for place in places)
+            leave = full or len(keep) <= _CROWD * len(places)
             forward.extend(chosen, keep if leave else None)
             places = [places[index] for index in keep] if leave else places
         return answers
 
     def _allowed(self, logits_BV: Tensor) -> Tensor:
         logits = logits_BV.float()
-        if bool(logits.isnan().any()):
-            raise SettingError("the model's logits are not numbers (NaN); check its weights and dtype")
+        if not bool((logits < float("inf")).all()):
+            raise SettingError("the model's logits are NaN or infinite; check its weights and dtype")
         if self.vocab_size is not None and self.vocab_size < logits.shape[-1]:
             logits[:, self.vocab_size :] = float("-inf")
         return logits
@@ -145,15 +146,14 @@ class _Forward:
     """
 
     def __init__(self, model: Any, tokens_BT: Tensor, attention_BT: Tensor) -> None:
-        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-        parameters = inspect.signature(inner.forward).parameters
+        parameters = forward_parameters(model)
         self._model = model
         self._takes_positions = "position_ids" in parameters
-        self._caches = "past_key_values" in parameters and not getattr(inner, "_is_stateful", False)
+        self._caches = "past_key_values" in parameters and not getattr(base_of(model), "_is_stateful", False)
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
         self._unread_BT, self._attention_BT = tokens_BT, attention_BT
         self._positions_BT = (attention_BT.cumsum(dim=1) - 1).clamp(min=0)
-        self._cache: Any = growing_cache(inner) if self._caches else None
+        self._cache: Any = growing_cache(base_of(model)) if self._caches else None
 
     def next_logits(self) -> Tensor:
         """Logits [B, V] of the next token of each row."""
@@ -197,8 +197,7 @@ def _left_padded(prompts: list[Sequence[int]], pad_id: int, device: torch.device
 
 def _answer_limits(model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[int]:
     """Longest answer to each prompt that the model's context has room for."""
-    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
-    context = getattr(config, "max_position_embeddings", None)
+    context = getattr(text_config(model), "max_position_embeddings", None)
     limits = []
     for index, prompt in enumerate(prompts):
         if len(prompt) == 0:

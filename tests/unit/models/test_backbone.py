@@ -146,9 +146,10 @@ def test_an_unknown_step_after_the_head_is_found_out(after: object) -> None:
         assert torch.equal(backbone(tokens, attention, predicts).logits, wanted)
 
 
-def test_half_precision_is_proved_within_its_rounding() -> None:
-    for family in ("llama_tied", "gemma2"):
-        assert Backbone(tiny_model(family).to(torch.bfloat16)).form == "hidden"
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_type_is_proved_within_its_rounding(family: str, dtype: torch.dtype) -> None:
+    assert Backbone(tiny_model(family).to(dtype)).form == "hidden"
 
 
 def test_padding_ids_beyond_the_embedding_do_not_matter() -> None:

@@ -125,6 +125,15 @@ def test_answers_end_at_the_context() -> None:
         answer(model, [[3], [4] * 10])
 
 
+def test_rows_that_are_done_do_not_outgrow_the_context() -> None:
+    """One row of thirty is full early, while the others go on: too few to leave, but positions must not run out."""
+    model = tiny_model("gpt2", n_positions=10)
+    prompts = [[5, 6, 7, 8, 9, 10, 11, 12], *[[index] for index in range(3, 32)]]
+    answers = answer(model, prompts, eos_ids=[], batch_size=32)
+    assert [len(one) for one in answers] == [2] + [9] * 29
+    assert answers[0] == greedy_by_hand(model, prompts[0], 99, 2)
+
+
 def test_progress_counts_prompts_and_tokens() -> None:
     seen: list[tuple[int, int]] = []
     answers = answer(tiny_model("gpt2"), batch_size=2, progress=lambda *counts: seen.append(counts))
