@@ -71,7 +71,7 @@ def print_evaluation(evaluation: Mapping[str, Any]) -> None:
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column(f"{evaluation['data']['rows']} rows", no_wrap=True)
     for side in sides:
-        table.add_column(side, justify="right", no_wrap=True)
+        table.add_column(side, justify="right")
     for name, metric in METRICS.items():
         if any(name in metrics[side] for side in sides):
             cells = [_cell(metrics[side].get(name), metric, sign=side == "difference") for side in sides]

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from amidkd.config import PretrainedStudent, RunConfig
@@ -154,7 +155,7 @@ def sample_lines(student: ModelResult, teacher: ModelResult | None, *, kept: int
             "references": list(held_out.references[index]),
             "answers": answers,
         }
-        if divergence is not None and divergence.counts[index] > 0:
+        if divergence is not None and divergence.counts[index] > 0 and np.isfinite(divergence.sums[index]):
             line["kl_teacher_student"] = float(divergence.sums[index] / divergence.counts[index])
         lines.append(line)
     return lines

@@ -115,7 +115,8 @@ def ratio(sums: Array, counts: Array) -> tuple[float, float]:
         counts: Count of each cluster [C], not all 0.
 
     Returns:
-        Value and standard error; the error of a single cluster is NaN, since one draw says nothing about it.
+        Value and standard error; the error is NaN for a single cluster, since one draw says nothing about it, and
+        where the value is infinite.
 
     Raises:
         ValueError: All counts are 0.
@@ -128,7 +129,8 @@ def ratio(sums: Array, counts: Array) -> tuple[float, float]:
     if not total > 0:
         raise ValueError("no average over nothing: all counts are 0")
     value = float(sums.sum() / total)
-    return value, _spread((sums - value * counts) / total)
+    # A single infinite score makes the average infinite; what its error would be is unknown.
+    return value, _spread((sums - value * counts) / total) if math.isfinite(value) else math.nan
 
 
 def _spread(residuals: Array) -> float:
@@ -202,6 +204,8 @@ def _residuals(scores: Scores, name: str) -> tuple[Array, Array]:
     axis = scores.axes.index(name)
     sums, counts = _along(scores.sums, axis), _along(scores.counts, axis)
     value, total = ratio(sums, counts)[0], counts.sum()
+    if not math.isfinite(value):
+        return np.full_like(sums, math.nan), counts
     return (sums - value * counts) / total, counts
 
 

@@ -105,6 +105,17 @@ def test_perplexity_is_the_exponential_with_the_delta_method() -> None:
     assert exponential(Estimate(1e4)).value == math.inf
 
 
+@pytest.mark.filterwarnings("error")
+def test_one_infinite_score_makes_an_infinite_average_of_unknown_error() -> None:
+    scores = Scores(np.array([1.0, math.inf, 2.0]), np.ones(3))
+    for found in (estimate(scores), difference(scores, Scores(np.ones(3), np.ones(3)))):
+        assert found.value == math.inf
+        assert math.isnan(found.error("prompts").value)
+        again = Estimate.from_json(found.to_json())
+        assert again.value == math.inf
+        assert math.isnan(again.error("prompts").value)
+
+
 def test_records_give_back_what_was_written() -> None:
     for value in (0.25, math.inf, -math.inf):
         before = Estimate(value, (StandardError("prompts", 0.1, 5), StandardError("training seeds", 0.2, 2)))
