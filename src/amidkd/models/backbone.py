@@ -185,8 +185,8 @@ def _captured(head: nn.Linear) -> Iterator[list[Tensor]]:
 def _candidates(model: Any) -> list[tuple[float, float | None]]:
     """Pairs of scale and soft cap that the configuration allows for, the likeliest first."""
     config = text_config(model)
-    cap = getattr(config, "final_logit_softcapping", None)
-    softcap = float(cap) if cap else None
+    caps = [getattr(config, name, None) for name in ("final_logit_softcapping", "logits_soft_cap")]
+    softcap = next((float(cap) for cap in caps if cap), None)
     factors = [
         float(value)
         for name in ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")

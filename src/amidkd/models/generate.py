@@ -4,7 +4,7 @@ A loop of its own rather than ``model.generate``: each row has its own random nu
 the batch, nothing of the model's generation settings leaks in, and small models are not slowed by set-up.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,8 +82,7 @@ def generate(
     devices = [decoder.device] if decoder.device.type == "cuda" else []
     with torch.no_grad(), evaluating(model), torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
+        for rows in _batches(order, [len(prompt) for prompt in prompts], batch_size, mixed=decoder.caches):
             made = decoder.run([prompts[row] for row in rows], [limits[row] for row in rows], rows, seed)
             for row, answer in zip(rows, made, strict=True):
                 answers[row] = answer
@@ -104,13 +103,19 @@ class _Decoder:
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
+    @property
+    def caches(self) -> bool:
+        """Whether the model has a key-value cache; recurrent ones have a state, which padding would enter."""
+        takes = "past_key_values" in forward_parameters(self.model)
+        return takes and not getattr(base_of(self.model), "_is_stateful", False)
+
     def run(self, prompts: list[Sequence[int]], limits: list[int], rows: list[int], seed: int) -> list[list[int]]:
         """Answer one batch."""
         device, steps = self.device, max(limits)
         tokens, attention = _left_padded(prompts, self.pad_id, device)
         uniform_BS = random_numbers(seed, rows, steps if self.sampling.temperature else 0).to(device)
         answers: list[list[int]] = [[] for _ in prompts]
-        forward = _Forward(self.model, tokens, attention)
+        forward = _Forward(self.model, tokens, attention, caches=self.caches)
         places, done = list(range(len(prompts))), [False] * len(prompts)
         for step in range(steps):
             logits = self._allowed(forward.next_logits())
@@ -125,7 +130,7 @@ class _Decoder:
                 break
             # Leaving copies the cache, so rows leave in groups; but none may outgrow the model's positions.
             full = any(step + 1 >= limits[place] for place in places)
-            leave = full or len(keep) <= _CROWD * len(places)
+            leave = forward.can_drop and (full or len(keep) <= _CROWD * len(places))
             forward.extend(chosen, keep if leave else None)
             places = [places[index] for index in keep] if leave else places
         return answers
@@ -145,15 +150,21 @@ class _Forward:
     A model without a key-value cache (a recurrent one) reads everything again for each token.
     """
 
-    def __init__(self, model: Any, tokens_BT: Tensor, attention_BT: Tensor) -> None:
+    def __init__(self, model: Any, tokens_BT: Tensor, attention_BT: Tensor, *, caches: bool) -> None:
         parameters = forward_parameters(model)
         self._model = model
         self._takes_positions = "position_ids" in parameters
-        self._caches = "past_key_values" in parameters and not getattr(base_of(model), "_is_stateful", False)
+        self._caches = caches
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
         self._unread_BT, self._attention_BT = tokens_BT, attention_BT
         self._positions_BT = (attention_BT.cumsum(dim=1) - 1).clamp(min=0)
-        self._cache: Any = growing_cache(base_of(model)) if self._caches else None
+        self._cache: Any = growing_cache(base_of(model)) if caches else None
+
+    @property
+    def can_drop(self) -> bool:
+        """Whether rows can leave; the states of some hybrid models have no way to."""
+        layers = getattr(self._cache, "layers", ())
+        return all(hasattr(layer, "batch_select_indices") for layer in layers)
 
     def next_logits(self) -> Tensor:
         """Logits [B, V] of the next token of each row."""
@@ -186,6 +197,18 @@ class _Forward:
             self._positions_BT = self._positions_BT[kept]
             if self._cache is not None:
                 self._cache.batch_select_indices(kept)
+
+
+def _batches(order: list[int], lengths: list[int], size: int, *, mixed: bool) -> Iterator[list[int]]:
+    """Cut prompts, sorted by length, into batches; of one length each unless ``mixed``."""
+    batch: list[int] = []
+    for row in order:
+        if batch and (len(batch) == size or not (mixed or lengths[row] == lengths[batch[0]])):
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
 
 
 def _left_padded(prompts: list[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
