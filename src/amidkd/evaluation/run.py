@@ -48,12 +48,7 @@ def evaluate_run(config: RunConfig, folder: RunFolder, *, student: str | Path | 
     teacher = None
     if config.teacher is not None:
         teacher = make_teacher(config.teacher, student_tokenizer=tokenizer, device=device)
-    model = load_model(
-        source,
-        dtype=config.student.dtype,
-        device=device,
-        trust_remote_code=config.student.trust_remote_code,
-    )
+    model = _load_student(config, source, device)
     _log.info("Evaluating %s on %d rows of %s", source, len(rows), Path(file).name)
     encoder = Encoder(tokenizer, config.data)
     found = _measure(model, config, tokenizer, rows, encoder, teacher, name="student")
@@ -177,6 +172,26 @@ def _student_source(config: RunConfig, folder: RunFolder, student: str | Path | 
         return config.student.model
     raise SettingError(
         f"{folder.path} has no student yet; train it first: amidkd distill {os.path.relpath(folder.path)}"
+    )
+
+
+def _load_student(config: RunConfig, source: str | Path, device: Any) -> Any:
+    """The student's model; where its folder holds adapters alone, on top of the model that they were trained on."""
+    base, adapter = source, None
+    path = Path(source)
+    if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
+        if not isinstance(config.student, PretrainedStudent):
+            raise SettingError(
+                f"{source} holds adapters without the model below them, which was made for this run; "
+                "train with student.lora.merge: true"
+            )
+        base, adapter = config.student.model, source
+    return load_model(
+        base,
+        dtype=config.student.dtype,
+        device=device,
+        adapter=adapter,
+        trust_remote_code=config.student.trust_remote_code,
     )
 
 

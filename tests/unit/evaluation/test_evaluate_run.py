@@ -91,6 +91,24 @@ def test_the_trained_student_is_measured_once_there_is_one(run, saved_world: Pat
     assert given["student"]["metrics"] == before["student"]["metrics"]
 
 
+def test_a_student_saved_as_adapters_is_measured_on_its_base(run, saved_world: Path) -> None:
+    peft = pytest.importorskip("peft")
+    from amidkd.models import load_model, load_tokenizer, save_student
+
+    tree, folder = run
+    source = saved_world / "student"
+    settings = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    adapted = peft.get_peft_model(load_model(source), settings)
+    save_student(adapted, load_tokenizer(source), folder.student, merge_lora=False)
+    apart = evaluate_run(parse(tree), folder)
+    save_student(adapted, load_tokenizer(source), folder.student, merge_lora=True)
+    merged = evaluate_run(parse(tree), folder)
+    plain = evaluate_run(parse(tree), folder, student=source)
+    nll = [entry["student"]["metrics"]["nll"]["value"] for entry in (apart, merged, plain)]
+    assert nll[0] == pytest.approx(nll[1], rel=1e-9)
+    assert abs(nll[0] - nll[2]) > 1e-3
+
+
 def test_a_run_without_a_teacher_is_measured_alone(run) -> None:
     tree, folder = run
     entry = evaluate_run(parse({**tree, "teacher": None}), folder)
