@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from amidkd.config import PretrainedStudent, RunConfig
-from amidkd.data import Encoder, Row, load_rows
+from amidkd.data import Encoder, Row, evaluation_rows
 from amidkd.errors import SettingError
 from amidkd.evaluation.statistics import difference
 from amidkd.evaluation.suite import ModelResult, evaluate_model
@@ -18,7 +18,7 @@ from amidkd.models import load_model, load_tokenizer
 from amidkd.record import RunFolder, now, write_json_lines
 from amidkd.teachers import LiveTeacher, make_teacher
 
-__all__ = ["evaluate_run", "held_out_rows", "sample_lines", "to_record"]
+__all__ = ["evaluate_run", "sample_lines", "to_record"]
 
 _log = logging.getLogger("amidkd")
 
@@ -39,10 +39,11 @@ def evaluate_run(config: RunConfig, folder: RunFolder, *, student: str | Path | 
         teacher, paired by prompt), ``missing``.
 
     Raises:
-        SettingError: No held-out rows, no student, a teacher with another tokenizer.
+        SettingError: No held-out rows, no student yet, a teacher with another tokenizer.
     """
     source = _student_source(config, folder, student)
-    rows, file = held_out_rows(config)
+    rows = evaluation_rows(config)
+    file = config.evaluation.data or config.data.validation or config.data.train
     tokenizer = load_tokenizer(source, trust_remote_code=config.student.trust_remote_code)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     teacher = None
@@ -69,27 +70,6 @@ def evaluate_run(config: RunConfig, folder: RunFolder, *, student: str | Path | 
     write_json_lines(folder.samples_file, sample_lines(found, reference, kept=config.evaluation.samples_kept))
     folder.update_record(results={"evaluation": entry})
     return entry
-
-
-def held_out_rows(config: RunConfig) -> tuple[list[Row], str]:
-    """The rows to evaluate on, and the file or data set that they are from.
-
-    Args:
-        config: The run's settings.
-
-    Raises:
-        SettingError: The run file names none, or they cannot be read.
-    """
-    chosen, data = config.evaluation, config.data
-    if chosen.data is not None:
-        source, split = chosen.data, chosen.split
-    elif data.validation is not None:
-        source, split = data.validation, data.validation_split
-    else:
-        raise SettingError(
-            "nothing to evaluate on: set data.validation or evaluation.data to rows that are not trained on"
-        )
-    return load_rows(source, split=split, max_rows=chosen.max_rows), source
 
 
 def to_record(student: ModelResult, teacher: ModelResult | None) -> dict[str, Any]:

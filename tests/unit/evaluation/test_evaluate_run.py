@@ -129,7 +129,7 @@ def test_the_evaluation_section_chooses_the_rows(run, tmp_path: Path) -> None:
 
 def test_bad_input_stops_before_anything_is_written(run) -> None:
     tree, folder = run
-    with pytest.raises(SettingError, match=r"set data\.validation or evaluation\.data"):
+    with pytest.raises(SettingError, match=r"name a file in evaluation\.data or data\.validation"):
         evaluate_run(changed(tree, "data", validation=None), folder)
     with pytest.raises(SettingError, match=r"nowhere\.jsonl"):
         evaluate_run(changed(tree, "evaluation", data="/nowhere.jsonl"), folder)
