@@ -1,0 +1,270 @@
+"""The doctor's visit: one line a check, in the order in which a run would need them."""
+
+import statistics
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from amidkd.config import RunConfig
+from amidkd.data import Encoder, Example, Row, Sequences, collate, evaluation_rows, training_rows
+from amidkd.doctor.cost import Cost, StepTimer, answering_seconds, optimizer_steps, peak_memory_mb
+from amidkd.errors import SettingError, SettingWarning
+from amidkd.kernels import distillation_loss
+from amidkd.models import Backbone, load_tokenizer, make_student, pad_id_of, student_tokenizer
+from amidkd.record import RunFolder
+from amidkd.teachers import make_teacher, self_distillation_loss
+from amidkd.training import check_training_settings, objective_at, warm_start_of
+
+__all__ = ["examine"]
+
+SELF_LOSS_LIMIT = 1e-3
+"""Nats a token. Rounding in bfloat16 stays below; a head read wrongly is off by whole nats."""
+
+
+@dataclass
+class _Visit:
+    """What the checks have found so far, for the checks after them."""
+
+    config: RunConfig
+    tokenizer: Any = None
+    encoder: Any = None
+    teacher: Any = None
+    student: Any = None
+    labelled: list[Example] = field(default_factory=list)
+    prompts: list[Row] = field(default_factory=list)
+
+    @property
+    def batch(self) -> Sequences:
+        """A first batch: labelled rows, or prompts whose last token stands for an answer's first."""
+        size = self.config.training.per_device_train_batch_size
+        return collate(self.batches(size)[0], pad_id=pad_id_of(self.tokenizer))
+
+    def batches(self, size: int) -> list[list[Example]]:
+        """Examples in batches; each prompt without a label stands in with its own tokens supervised."""
+        found = list(self.labelled)
+        if not found:
+            for row in self.prompts[: 4 * size]:
+                tokens = tuple(self.encoder.prompt_tokens(row) or ())
+                if len(tokens) > 1:
+                    found.append(Example(tokens, (False, *[True] * (len(tokens) - 1)), row.index))
+        if not found:
+            raise SettingError("no row is left to learn from")
+        while len(found) < size:
+            found.extend(found)
+        return [found[start : start + size] for start in range(0, len(found) - size + 1, size)]
+
+
+def examine(config: RunConfig, *, show: Callable[[str], None]) -> bool:
+    """Go through everything that could stop a run or make it useless, and estimate its cost.
+
+    Args:
+        config: The run.
+        show: Takes each line of the findings.
+
+    Returns:
+        Whether the run can start. The estimate is left in the run folder (``doctor.json``).
+    """
+    visit = _Visit(config)
+    failed = False
+    for name, check in _CHECKS:
+        if failed and check is not _rows:
+            show(f"  –     {name}: not looked at, since an earlier check failed")
+            continue
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", SettingWarning)
+            try:
+                mark, text = "ok", check(visit)
+            except SettingError as error:
+                mark, text, failed = "WRONG", str(error), True
+        show(f"  {mark:5} {name}: {text}")
+        for warning in caught:
+            if issubclass(warning.category, SettingWarning):
+                show(f"  note  {name}: {warning.message}")
+    show("The run can start." if not failed else "The run cannot start; mend what is marked WRONG.")
+    return not failed
+
+
+def _settings(visit: _Visit) -> str:
+    check_training_settings(visit.config)
+    return f"run folder {visit.config.output.folder}"
+
+
+def _rows(visit: _Visit) -> str:
+    rows = training_rows(visit.config)
+    labelled = sum(row.labelled for row in rows)
+    text = f"{len(rows):,} to learn from, {labelled:,} with a label"
+    data, evaluation = visit.config.data, visit.config.evaluation
+    if evaluation.data is None and data.validation is None and data.validation_rows is None:
+        return text + "; none to evaluate on (data.validation)"
+    return text + f"; {len(evaluation_rows(visit.config)):,} to evaluate on"
+
+
+def _vocabulary(visit: _Visit) -> str:
+    config = visit.config
+    source = student_tokenizer(config.student, None if config.teacher is None else config.teacher.model)
+    visit.tokenizer = load_tokenizer(source, trust_remote_code=config.student.trust_remote_code)
+    if config.teacher is None:
+        return f"{len(visit.tokenizer):,} tokens; no teacher (amidkd sft)"
+    visit.teacher = make_teacher(config.teacher, student_tokenizer=visit.tokenizer)
+    return (
+        f"teacher and student agree on {visit.teacher.vocab_size:,} tokens; the teacher's head has "
+        f"{visit.teacher.backbone.width:,} rows"
+    )
+
+
+def _tokens(visit: _Visit) -> str:
+    visit.encoder = Encoder(visit.tokenizer, visit.config.data)
+    encoded = visit.encoder.encode(training_rows(visit.config))
+    visit.labelled, visit.prompts = encoded.examples, encoded.prompts
+    if not visit.labelled and not (visit.prompts and visit.teacher is not None):
+        raise SettingError("no row is left to learn from; " + _dropped(encoded.dropped))
+    parts = []
+    if visit.labelled:
+        lengths = [len(example.tokens) for example in visit.labelled]
+        parts.append(f"rows {_spread(lengths)} tokens, {sum(e.token_count() for e in visit.labelled):,} supervised")
+    if visit.prompts:
+        sample = [len(visit.encoder.prompt_tokens(row) or ()) for row in visit.prompts[:1000]]
+        parts.append(f"prompts to answer {_spread(sample)} tokens")
+    if encoded.truncated:
+        parts.append(f"{encoded.truncated:,} rows cut at data.max_length = {visit.config.data.max_length}")
+    if encoded.dropped:
+        parts.append(_dropped(encoded.dropped))
+    return "; ".join(parts)
+
+
+def _dropped(reasons: dict[str, int]) -> str:
+    return "dropped: " + (", ".join(f"{count:,} ({reason})" for reason, count in reasons.items()) or "none")
+
+
+def _spread(lengths: Sequence[int]) -> str:
+    return f"{min(lengths)} / {statistics.median(lengths):.0f} / {max(lengths)} (least / median / most)"
+
+
+def _template(visit: _Visit) -> str:
+    example = visit.batches(1)[0][0]
+    shown, count = [], 60
+    tokens, targets = example.tokens[:count], example.targets[:count]
+    pieces = visit.tokenizer.convert_ids_to_tokens(list(tokens))
+    for place, (piece, target) in enumerate(zip(pieces, targets, strict=True)):
+        opens = target and not (place and targets[place - 1])
+        closes = target and not (place + 1 < len(targets) and targets[place + 1])
+        shown.append(("⟦" if opens else "") + str(piece) + ("⟧" if closes else ""))
+    rest = f" … and {len(example.tokens) - count} more" if len(example.tokens) > count else ""
+    return f"the first row, supervised in ⟦ ⟧: {' '.join(shown)}{rest}"
+
+
+def _self_teaching(visit: _Visit) -> str:
+    if visit.teacher is None:
+        return "no teacher"
+    loss = self_distillation_loss(visit.teacher, visit.batch)
+    if not abs(loss) <= SELF_LOSS_LIMIT:
+        raise SettingError(
+            f"the teacher as its own student has a loss of {loss:.3g} nats a token, not 0: its head is read wrongly. "
+            "Report the model's type"
+        )
+    return f"its loss as its own student is {loss:.1e} nats a token"
+
+
+def _student(visit: _Visit) -> str:
+    config, teacher = visit.config, visit.teacher
+    visit.student = make_student(
+        config.student,
+        tokenizer=visit.tokenizer,
+        seed=config.training.seed,
+        teacher_model=None if teacher is None else teacher.model,
+        teacher_source=None if config.teacher is None else config.teacher.model,
+    )
+    total = sum(p.numel() for p in visit.student.parameters())
+    trainable = sum(p.numel() for p in visit.student.parameters() if p.requires_grad)
+    text = f"{trainable:,} of {total:,} parameters are trainable"
+    if teacher is None:
+        return text
+    size = sum(p.numel() for p in teacher.model.parameters())
+    return f"{text}; the teacher has {size:,} ({size / total:.1f} times as many)"
+
+
+def _loss(visit: _Visit) -> Callable[..., Any]:
+    """The run's loss at its first step, as a function of the student's signal and a batch."""
+    config, teacher = visit.config, visit.teacher
+    objective = objective_at(config.objective, 0.0) if teacher is not None else None
+
+    def loss(signal: Any, sequences: Sequences, *, metrics: bool = False) -> Any:
+        weight = config.objective.cross_entropy_weight if teacher is not None else 1.0
+        return distillation_loss(
+            student=signal,
+            teacher=None if teacher is None else teacher.signal(sequences),
+            objective=objective,
+            labels=sequences.labels_N(),
+            cross_entropy_weight=weight,
+            temperature=config.objective.temperature,
+            vocab_size=None if teacher is None else teacher.vocab_size,
+            backend=config.kernels.backend,
+            memory_mb=config.kernels.memory_mb,
+            metrics=metrics,
+        )
+
+    return loss
+
+
+def _start(visit: _Visit) -> str:
+    if visit.teacher is None:
+        return "no teacher"
+    backbone, batch = Backbone(visit.student), visit.batch
+    import torch
+
+    with torch.no_grad():
+        signal = backbone(batch.tokens_BT, batch.attention_BT, batch.predicts_BT())
+        found = _loss(visit)(signal, batch, metrics=True)
+    metrics = {name: float(value) for name, value in found.metrics.items()}
+    text = f"loss {float(found.loss):.4g}, KL(teacher‖student) {metrics['kl_teacher_student']:.3g} nats a token"
+    if "responsibility" in metrics:
+        text += f", mean ω {metrics['responsibility']:.2g}"
+    warm = warm_start_of(visit.config)
+    return text + ("" if warm is None else f", before {warm.epochs:g} epochs of warm start")
+
+
+def _cost(visit: _Visit) -> str:
+    config = visit.config
+    training = config.training
+    whole, size = _loss(visit), training.per_device_train_batch_size
+
+    def loss(signal: Any, sequences: Sequences) -> Tensor:
+        return whole(signal, sequences).loss
+
+    timer = StepTimer(
+        visit.student, loss, visit.batches(size), training.gradient_accumulation_steps, pad_id_of(visit.tokenizer)
+    )
+    step = timer.seconds_a_step()
+    answered = len(visit.prompts) if config.data.unlabelled == "teacher_answers" and visit.teacher is not None else 0
+    examples = len(visit.labelled) + answered * config.data.generation.samples_per_prompt
+    steps = optimizer_steps(config, examples, epochs=training.num_train_epochs, max_steps=training.max_steps)
+    warm = warm_start_of(config) if visit.teacher is not None else None
+    warm_steps = 0
+    if warm is not None:
+        warm_steps = optimizer_steps(config, examples, epochs=warm.epochs, max_steps=warm.max_steps)
+    answers = answering_seconds(config, visit.teacher, visit.encoder, visit.prompts) if answered else 0.0
+    cost = Cost(seconds=answers + step * (steps + warm_steps), peak_memory_mb=peak_memory_mb(), steps=steps)
+    cost.save(RunFolder(Path(config.output.folder)))
+    parts = [f"{steps:,} steps of {step:.2g} s"]
+    if warm_steps:
+        parts.append(f"{warm_steps:,} steps of warm start")
+    if answered:
+        parts.append(f"{answered:,} answers in about {answers:,.0f} s")
+    return f"about {cost.seconds:,.0f} s and {cost.peak_memory_mb:,.0f} MiB on this machine, one process ({', '.join(parts)})"
+
+
+_CHECKS: tuple[tuple[str, Callable[[_Visit], str]], ...] = (
+    ("settings", _settings),
+    ("rows", _rows),
+    ("vocabulary", _vocabulary),
+    ("tokens", _tokens),
+    ("template", _template),
+    ("teacher", _self_teaching),
+    ("student", _student),
+    ("start", _start),
+    ("cost", _cost),
+)
