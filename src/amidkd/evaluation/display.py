@@ -52,7 +52,7 @@ def _fixed(value: float, decimals: int) -> str:
     if not math.isfinite(value):
         return {math.inf: "∞", -math.inf: "−∞"}.get(value, "unknown")
     if value != 0 and abs(value) < 0.5 * 10**-decimals:
-        return f"{value:.1e}".replace("-", "−")
+        return (f"{value:.1g}" if abs(value) >= 1e-4 else f"{value:.1e}").replace("-", "−")
     return f"{value:.{decimals}f}".replace("-", "−")
 
 

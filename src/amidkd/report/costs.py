@@ -46,7 +46,7 @@ def _shown(stage: Mapping[str, Any], key: str, form: Callable[[float], str]) -> 
 
 
 def facts_of(record: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Sizes of the two models, and what the student cost per parameter of the teacher."""
+    """Sizes of the two models, and their ratio."""
     facts = []
     student, teacher = (parameters_of(record, name) for name in ("student", "teacher"))
     if student:
@@ -54,15 +54,14 @@ def facts_of(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     if teacher:
         facts.append(("teacher", f"{teacher:,} parameters"))
     if student and teacher:
-        facts.append(
-            ("ratio", f"the student has {student / teacher:.1%} of the teacher's parameters".replace("%", " %"))
-        )
+        facts.append(("ratio", f"the teacher has {teacher / student:.1f} times as many parameters as the student"))
     return facts
 
 
 def parameters_of(record: Mapping[str, Any], name: str) -> int | None:
     """How many parameters a model of the run has, or None where the record does not say."""
-    value = record.get("models", {}).get(name, {}).get("parameters")
+    entries = (record.get("models", {}), record.get("results", {}).get("evaluation", {}))
+    value = next((entry[name]["parameters"] for entry in entries if "parameters" in entry.get(name, {})), None)
     return int(value) if value is not None else None
 
 

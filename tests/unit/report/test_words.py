@@ -53,7 +53,16 @@ def test_an_estimate_is_shown_in_its_unit_with_each_error() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(0.0, "0.000"), (2.4e-7, "2.4e−07"), (math.inf, "∞"), (-math.inf, "−∞"), (math.nan, "unknown")]
+    ("value", "text"),
+    [
+        (0.0, "0.000"),
+        (0.0004, "0.0004"),
+        (-0.00042, "−0.0004"),
+        (2.4e-7, "2.4e−07"),
+        (math.inf, "∞"),
+        (-math.inf, "−∞"),
+        (math.nan, "unknown"),
+    ],
 )
 def test_small_and_endless_numbers_do_not_read_as_zero(value: float, text: str) -> None:
     assert show(Estimate(value), METRICS["nll"]).text == text
