@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from amidkd.report.words import count, duration, megabytes
+from amidkd.report.words import count, duration, mebibytes
 
 __all__ = ["cost_table", "facts_of", "versions_of"]
 
@@ -12,7 +12,7 @@ _COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("tokens", "supervised tokens", count),
     ("seconds", "time", duration),
     ("tokens_per_second", "tokens a second", count),
-    ("peak_memory_mb", "peak memory", megabytes),
+    ("peak_memory_mb", "peak memory", mebibytes),
 )
 
 
@@ -46,7 +46,7 @@ def _shown(stage: Mapping[str, Any], key: str, form: Callable[[float], str]) -> 
 
 
 def facts_of(record: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Sizes of the two models, and their ratio."""
+    """Sizes of the two models and their ratio; the doctor's estimate beside what was used, where it made one."""
     facts = []
     student, teacher = (parameters_of(record, name) for name in ("student", "teacher"))
     if student:
@@ -55,6 +55,11 @@ def facts_of(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         facts.append(("teacher", f"{teacher:,} parameters"))
     if student and teacher:
         facts.append(("ratio", f"the teacher has {teacher / student:.1f} times as many parameters as the student"))
+    estimate = record.get("estimate")
+    if estimate:
+        foreseen = f"{duration(estimate['seconds'])} and {mebibytes(estimate['peak_memory_mb'])}"
+        used = f"{duration(estimate['used_seconds'])} and {mebibytes(estimate['used_peak_memory_mb'])}"
+        facts.append(("estimate", f"{foreseen} by the doctor before the run; used: {used}"))
     return facts
 
 

@@ -51,7 +51,7 @@ _PANELS = (
     _Panel("schedule", "Schedules", "value", {"alpha": "α", "lam": "λ"}, only_if_it_changes=True),
     _Panel("rate", "Learning rate", "learning rate", {"learning_rate": "learning rate"}),
     _Panel("speed", "Speed", "supervised tokens a second", {"tokens_per_second": "tokens/s"}),
-    _Panel("memory", "Peak memory", "MB", {"peak_memory_mb": "peak memory"}, only_if_it_changes=True),
+    _Panel("memory", "Peak memory", "MiB", {"peak_memory_mb": "peak memory"}, only_if_it_changes=True),
 )
 _ACROSS_RUNS = ("loss", "kl_teacher_student", "kl_student_teacher", "entropy_student", "top1_agreement", "omega")
 

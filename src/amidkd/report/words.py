@@ -8,7 +8,7 @@ __all__ = [
     "describe_objective",
     "describe_term",
     "duration",
-    "megabytes",
+    "mebibytes",
     "number",
     "signed",
 ]
@@ -44,9 +44,9 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def megabytes(value: float) -> str:
-    """An amount of memory given in MB (10⁶ bytes)."""
-    return f"{value / 1000:.1f} GB" if value >= 1000 else f"{value:.0f} MB"
+def mebibytes(value: float) -> str:
+    """An amount of memory given in MiB (2²⁰ bytes)."""
+    return f"{value / 1024:.1f} GiB" if value >= 1024 else f"{value:.0f} MiB"
 
 
 _NAMES = {

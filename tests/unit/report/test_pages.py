@@ -84,6 +84,7 @@ def folder(tmp_path: Path) -> RunFolder:
             "versions": {"torch": "2.99"},
             "commit": "0123abc+changes",
             "models": {"student": {"parameters": 107072}, "teacher": {"parameters": 816768}},
+            "estimate": {"seconds": 5, "peak_memory_mb": 90, "used_seconds": 6, "used_peak_memory_mb": 2048},
             "stages": {"warm_start": {"steps": 10, "tokens": 900, "seconds": 2.0}, "distill": {"steps": 20}},
             "results": {
                 "evaluation": {
@@ -142,6 +143,9 @@ def test_text_is_escaped_and_nothing_is_loaded_from_outside(folder: RunFolder) -
 def test_configuration_versions_and_citations_are_there(folder: RunFolder) -> None:
     page = read(write_report(folder))
     assert "between: teacher||assistant" in page.text
+    assert page.row("student")[1] == "107,072 parameters"
+    assert page.row("ratio")[1] == "the teacher has 7.6 times as many parameters as the student"
+    assert page.row("estimate")[1] == "5.0 s and 90 MiB by the doctor before the run; used: 6.0 s and 2.0 GiB"
     assert page.row("torch") == ["torch", "2.99"]
     assert page.row("commit") == ["commit", "0123abc+changes"]
     assert "@inproceedings{shin2026amid," in page.text

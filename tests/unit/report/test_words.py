@@ -7,7 +7,7 @@ import pytest
 from amidkd.config import parse
 from amidkd.evaluation import METRICS, Estimate, StandardError
 from amidkd.evaluation.display import show
-from amidkd.report.words import count, describe_objective, duration, megabytes, number
+from amidkd.report.words import count, describe_objective, duration, mebibytes, number
 
 
 def objective(**settings):
@@ -79,8 +79,8 @@ def test_small_and_endless_numbers_do_not_read_as_zero(value: float, text: str) 
         (duration, 59.7, "1 min 0 s"),
         (duration, 185, "3 min 5 s"),
         (duration, 8040, "2 h 14 min"),
-        (megabytes, 812.3, "812 MB"),
-        (megabytes, 81230, "81.2 GB"),
+        (mebibytes, 812.3, "812 MiB"),
+        (mebibytes, 81920, "80.0 GiB"),
         (number, -0.5, "−0.5"),
         (number, 1e-5, "1e−05"),
     ],
