@@ -207,8 +207,11 @@ def _parameters(model: Any) -> int:
 
 
 def _counts(result: ModelResult) -> dict[str, Any]:
-    texts = [text for text in result.held_out.texts if text is not None]
+    held_out = result.held_out
+    texts = [text for text in held_out.texts if text is not None]
     return {
         "rows_with_completion": len(texts),
         "supervised_tokens": sum(text.token_count() for text in texts),
+        "rows_dropped": held_out.dropped,
+        "rows_truncated": held_out.truncated,
     }

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -33,12 +33,16 @@ class HeldOut:
         prompts: Token ids of each row's prompt; None for plain text.
         texts: Each row with its completion as tokens, the completion supervised; None where there is none.
         references: Right answers to each; empty where none is known.
+        dropped: How many more rows were left out.
+        truncated: How many texts are cut at ``data.max_length``, so that their likelihood is that of their beginning.
     """
 
     rows: list[Row]
     prompts: list[tuple[int, ...] | None]
     texts: list[Example | None]
     references: list[tuple[str, ...]]
+    dropped: int = 0
+    truncated: int = 0
 
     @property
     def asked(self) -> list[int]:
@@ -56,12 +60,15 @@ def hold_out(rows: Sequence[Row], encoder: Encoder) -> HeldOut:
     Raises:
         SettingError: No row is left, or one cannot be used.
     """
-    labelled = {example.row: example for example in encoder.encode(rows).examples}
+    # Rows may come from several files, each with its own count.
+    rows = [replace(row, index=place) for place, row in enumerate(rows)]
+    encoded = encoder.encode(rows)
+    labelled = {example.row: example for example in encoded.examples}
     prompts = [None if row.text is not None else encoder.prompt_tokens(row) for row in rows]
     kept = [
         place
         for place, row in enumerate(rows)
-        if prompts[place] is not None or (row.text is not None and row.index in labelled)
+        if prompts[place] is not None or (row.text is not None and place in labelled)
     ]
     if not kept:
         raise SettingError("no row is left to evaluate on: all prompts are over the limit (data.long_prompts: drop)")
@@ -69,8 +76,10 @@ def hold_out(rows: Sequence[Row], encoder: Encoder) -> HeldOut:
     return HeldOut(
         chosen,
         [None if prompts[place] is None else tuple(prompts[place] or ()) for place in kept],
-        [labelled.get(row.index) for row in chosen],
+        [labelled.get(place) for place in kept],
         [_references(row) for row in chosen],
+        dropped=len(rows) - len(kept),
+        truncated=encoded.truncated,
     )
 
 

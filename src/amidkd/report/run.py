@@ -156,5 +156,14 @@ def _results(evaluation: Mapping[str, Any]) -> dict[str, Any]:
             f"seeds {', '.join(map(str, settings['sampling_seeds']))}. "
             f"Longest answer: {settings['max_new_tokens']} tokens."
         ),
-        "missing": [f"Not measured: {line}" for line in evaluation.get("missing", [])],
+        "missing": [*_left_out(data), *(f"Not measured: {line}" for line in evaluation.get("missing", []))],
     }
+
+
+def _left_out(data: Mapping[str, Any]) -> list[str]:
+    lines = []
+    if data.get("rows_dropped"):
+        lines.append(f"Left out: {data['rows_dropped']} rows whose prompt is over the limit.")
+    if data.get("rows_truncated"):
+        lines.append(f"Cut at data.max_length: {data['rows_truncated']} texts; only their beginning is scored.")
+    return lines

@@ -50,6 +50,8 @@ def test_record_and_samples_hold_what_was_measured(run, world) -> None:
         "rows": 11,
         "rows_with_completion": 11,
         "supervised_tokens": sum(len(row.completion.split()) + 1 for row in world.rows),
+        "rows_dropped": 0,
+        "rows_truncated": 0,
     }
     assert entry["settings"]["max_new_tokens"] == 5
     assert entry["missing"] == []
@@ -125,6 +127,21 @@ def test_the_evaluation_section_chooses_the_rows(run, tmp_path: Path) -> None:
     entry = evaluate_run(changed(tree, "evaluation", data=str(tmp_path / "test.jsonl"), max_rows=1), folder)
     assert entry["data"]["rows"] == 1
     assert entry["student"]["metrics"]["nll"]["errors"] == []
+
+
+def test_rows_left_out_or_cut_are_counted(run, world) -> None:
+    tree, folder = run
+    limits = {"max_prompt_length": 5, "max_length": 7, "long_prompts": "drop"}
+    data = evaluate_run(changed(tree, "data", **limits), folder)["data"]
+    prompts, answers = ([len(text.split()) for text in texts] for texts in zip(*map(_pair, world.rows), strict=True))
+    kept = [place for place, length in enumerate(prompts) if length + 2 <= 5]
+    assert 0 < len(kept) < 11
+    assert (data["rows"], data["rows_dropped"]) == (len(kept), 11 - len(kept))
+    assert data["rows_truncated"] == sum(prompts[place] + 2 + answers[place] + 1 > 7 for place in kept) > 0
+
+
+def _pair(row) -> tuple[str, str]:
+    return row.prompt, row.completion
 
 
 def test_bad_input_stops_before_anything_is_written(run) -> None:

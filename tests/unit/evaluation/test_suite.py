@@ -208,6 +208,11 @@ def test_some_rows_without_a_completion_count_for_what_they_allow(world) -> None
     assert some.estimates["length_greedy"].error("prompts").n == len(world.rows)
 
 
+def test_rows_of_several_files_may_share_their_numbers(world, result) -> None:
+    again = evaluate(world, world.student, [replace(row, index=0) for row in world.rows])
+    assert again.estimates == result.estimates
+
+
 def test_without_a_teacher_its_metrics_are_missing_and_said(world) -> None:
     found = evaluate(world, world.student, teacher=None)
     assert "nll" in found.estimates

@@ -88,7 +88,7 @@ def folder(tmp_path: Path) -> RunFolder:
             "stages": {"warm_start": {"steps": 10, "tokens": 900, "seconds": 2.0}, "distill": {"steps": 20}},
             "results": {
                 "evaluation": {
-                    "data": {"file": "somewhere/valid.jsonl", "rows": 200},
+                    "data": {"file": "somewhere/valid.jsonl", "rows": 200, "rows_dropped": 3, "rows_truncated": 4},
                     "settings": {"temperature": 1.0, "sampling_seeds": [10, 20], "max_new_tokens": 32},
                     "student": {"metrics": student},
                     "teacher": {"metrics": teacher},
@@ -117,6 +117,7 @@ def test_the_table_holds_the_records_numbers_with_each_error(folder: RunFolder) 
     assert page.row("Exact match, sampled")[1:] == ["38.0 % ± 3.0 prompts ± 0.6 sampling seeds", "–", "–"]
     assert page.row("NLL of real text")[1:] == ["0.334 ± 0.021 prompts", "–", "–"]
     assert "Not measured: top-1 agreement: a reason" in page.text
+    assert "Left out: 3 rows whose prompt is over the limit. Cut at data.max_length: 4 texts" in page.text
     assert "Perplexity" not in [" ".join(row[0].split()) for row in page.rows]
 
 
