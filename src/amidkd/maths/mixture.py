@@ -3,8 +3,8 @@ r"""The α-mixture: a distribution between others.
     r ∝ (Σ_k w_k p_k^s)^{1/s},  s = (1 − α)/2;   α = 1 (s = 0):  r ∝ Π_k p_k^{w_k}
 
 α = −1 is the arithmetic mean, 0 the square-root, 1 the geometric and 3 the harmonic; towards −∞ it is the maximum,
-towards +∞ the minimum. It is the minimiser of Σ_k w_k D_α(p_k‖·) with Amari's D_α (Amari, "Integration of stochastic models
-by minimizing α-divergence", Neural Computation 2007).
+towards +∞ the minimum. It is the minimiser of Σ_k w_k D_α(p_k‖·) with Amari's D_α (Amari, "Integration of stochastic
+models by minimizing α-divergence", Neural Computation 2007).
 
 How it is computed. Each token is measured from one of its sources (the largest for s > 0, the smallest for s < 0):
 with u_k = s·(log p_k − ref) ≤ 0 and y = Σ w_k·expm1(u_k),
@@ -37,6 +37,9 @@ __all__ = ["Mixture", "log_mixture", "log_mixture_of", "mix", "responsibility", 
 
 NEAR_ONE = 0.5
 """Where |log Z| is below, the normaliser is summed as a difference to 1."""
+
+ROUNDING = 64.0
+"""Within this many units of rounding of 1, the sum of a source's probabilities is 1."""
 
 
 def log_mixture(log_p: Tensor, log_q: Tensor, *, alpha: Setting, lam: Setting) -> Tensor:
@@ -273,19 +276,31 @@ def _power(sources: _Sources, s: Setting) -> tuple[Tensor, Tensor]:
 
 
 def _log_normaliser(log_p: Tensor, sources: _Sources, core: Tensor, some: Tensor) -> Tensor:
-    """log Σ m [*N, 1], through Σ (m − p) where it is near 0; p the last source. 0 in rows without support."""
-    live, has = sources.live, log_p != -torch.inf
-    log_m = torch.where(live, sources.ref + core, -torch.inf)
+    """log Σ m [*N, 1], 0 in rows without support; p is the last source.
+
+    The value comes from Σ (m − p) where it is near 0; the derivative is always that of the log-sum-exp.
+    """
+    log_m = torch.where(sources.live, sources.ref + core, -torch.inf)
     far = torch.where(some, log_m, 0.0).logsumexp(-1, keepdim=True)
     far = torch.where(some, far, 0.0)
-    both = live & has
+    with torch.no_grad():
+        exact = torch.where(some & (far.abs() < NEAR_ONE), _near_normaliser(log_p, sources, core, log_m), far)
+        correction = exact - far
+    return far + correction
+
+
+def _near_normaliser(log_p: Tensor, sources: _Sources, core: Tensor, log_m: Tensor) -> Tensor:
+    """log Σp + log1p(Σ (m − p) / Σp) [*N, 1], of use where it is near 0; log Σp is 0 but for unnormalised p."""
+    has = log_p != -torch.inf
+    both = sources.live & has
     base = torch.where(both, log_p, 0.0)
     ratio = torch.where(both, sources.ref - base + core, 0.0)
     change = torch.where(both, scaled_expm1(base, ratio), torch.exp(log_m))
-    change = change - torch.where(has & ~live, torch.exp(log_p), 0.0)
-    near = some & (far.detach().abs() < NEAR_ONE)
-    total = torch.where(near, change.sum(-1, keepdim=True), 0.0)
-    return torch.where(near, torch.log1p(total), far)
+    change = change - torch.where(has & ~sources.live, torch.exp(log_p), 0.0)
+    whole = log_p.logsumexp(-1, keepdim=True)
+    rounding = ROUNDING * torch.finfo(log_p.dtype).eps
+    whole = torch.where(whole.abs() < rounding, 0.0, whole)
+    return whole + torch.log1p(change.sum(-1, keepdim=True) * torch.exp(-whole))
 
 
 def scaled_expm1(log_scale: Tensor, w: Tensor) -> Tensor:

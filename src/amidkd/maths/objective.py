@@ -78,6 +78,7 @@ class Objective(_Weighable):
         SettingError: A setting outside its domain, or a detached assistant that leaves no gradient.
 
     Example:
+        >>> import torch
         >>> p, q = torch.tensor([[0.9, 0.1]]).log(), torch.tensor([[0.5, 0.5]]).log()
         >>> Objective(between="teacher||student")(teacher=p, student=q)
         tensor([0.3681])
