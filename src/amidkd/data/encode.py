@@ -97,16 +97,23 @@ class Encoder:
         Raises:
             SettingError: Plain text; a prompt over the limit, where that is an error; an empty prompt.
         """
-        if row.messages is not None:
-            turns = row.messages[:-1] if row.labelled else row.messages
-            tokens = self._chat.prompt(turns, row.where)
-        else:
-            tokens = self._with_prefix(self._ids([self.prompt_text(row)])[0])
-        if not tokens:
-            raise SettingError(
-                f"{row.where}: the prompt has no token to continue from; give it text, or a template with BOS"
-            )
-        return self._within_limit(tokens, row.where)
+        return self.prompts_tokens([row])[0]
+
+    def prompts_tokens(self, rows: Sequence[Row]) -> list[list[int] | None]:
+        """:meth:`prompt_tokens` of many rows, which is faster together."""
+        bare = iter(self._ids([self.prompt_text(row) for row in rows if row.messages is None]))
+        found: list[list[int] | None] = []
+        for row in rows:
+            if row.messages is not None:
+                tokens = self._chat.prompt(row.messages[:-1] if row.labelled else row.messages, row.where)
+            else:
+                tokens = self._with_prefix(next(bare))
+            if not tokens:
+                raise SettingError(
+                    f"{row.where}: the prompt has no token to continue from; give it text, or a template with BOS"
+                )
+            found.append(self._within_limit(tokens, row.where))
+        return found
 
     def completion_text(self, tokens: Sequence[int]) -> str:
         """Tokens of an answer as text, without special tokens and without the completion's template."""
@@ -256,8 +263,8 @@ class Encoder:
         given = self.config.prompt_template or self.config.completion_template
         if given and rows and all(row.prompt is None for row in rows):
             warn(
-                f"data.prompt_template and data.completion_template have no effect: {rows[0].where} and the others hold "
-                "no bare `prompt`",
+                "data.prompt_template and data.completion_template have no effect: "
+                f"{rows[0].where} and the others hold no bare `prompt`",
                 SettingWarning,
                 stacklevel=3,
             )
