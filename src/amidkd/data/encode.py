@@ -200,7 +200,8 @@ class Encoder:
                 drafts.append(self._conversation(row, row.messages))
             elif row.prompt is not None:
                 prompt = self._with_prefix(next(prompts))
-                answer = self._with_eos(next(answers)) if row.completion is not None else []
+                answer = next(answers) if row.completion is not None else []
+                answer = self._with_eos(answer) if row.labelled and row.finished else answer
                 drafts.append(_Draft(row, prompt, answer, [True] * len(answer)))
             else:
                 answer = self._with_eos(next(texts))

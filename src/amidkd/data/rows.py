@@ -35,6 +35,7 @@ class Row:
         messages: Conversation: mappings with ``role`` and ``content``. Labelled where it ends in an assistant turn.
         text: Plain text.
         references: Right answers for evaluation; empty where the completion is the only one known.
+        finished: False where the completion was cut off, so that it teaches nothing about ending (no EOS).
     """
 
     index: int
@@ -44,6 +45,7 @@ class Row:
     messages: list[dict[str, Any]] | None = None
     text: str | None = None
     references: tuple[str, ...] = ()
+    finished: bool = True
 
     @property
     def labelled(self) -> bool:
@@ -69,14 +71,15 @@ class Row:
             raise SettingError(f"{self.where}: a `text` row has no prompt to keep; use `prompt` and `completion`")
         if self.messages is not None:
             return replace(self, messages=self.messages[:-1] if self.labelled else self.messages)
-        return replace(self, completion=None, references=())
+        return replace(self, completion=None, references=(), finished=True)
 
 
 def load_rows(source: str | Path, *, split: str = "train", max_rows: int | None = None) -> list[Row]:
     """Load rows from a JSONL, JSON or Parquet file, a folder of such files, or a hub data set.
 
     Columns: ``messages``, else ``prompt`` with or without ``completion`` and ``references``, else ``text``; the first
-    that a row has decides, null counts as absent, and other columns are left out.
+    that a row has decides, null counts as absent, and other columns are left out. The answers that ``amidkd generate``
+    writes are such a file, with ``finished`` false where an answer was cut off.
 
     Args:
         source: File, folder, or hub name (``owner/name``, or ``owner/name:configuration``). A folder's files are read
@@ -139,7 +142,9 @@ def choose_labels(rows: Sequence[Row], *, fraction: float, seed: int) -> list[Ro
     seen: Counter[str] = Counter()
     ranks: dict[int, str] = {}
     for place in labelled:
-        content = json.dumps([rows[place].prompt, rows[place].completion, rows[place].messages], sort_keys=True)
+        content = json.dumps(
+            [rows[place].prompt, rows[place].completion, rows[place].messages], sort_keys=True, default=str
+        )
         ranks[place] = hashlib.sha256(f"{seed}|{seen[content]}|{content}".encode()).hexdigest()
         seen[content] += 1
     kept = set(sorted(labelled, key=ranks.__getitem__)[: round(fraction * len(labelled))])
@@ -155,7 +160,11 @@ def _row(record: Record, *, index: int) -> Row:
         prompt, completion = _text(record, "prompt"), None
         if values.get("completion") is not None:
             completion = _text(record, "completion")
-        return Row(index, where, prompt=prompt, completion=completion, references=_references(record))
+        # `amidkd generate` notes which answers it had to cut.
+        finished = completion is None or values.get("finished") is not False
+        return Row(
+            index, where, prompt=prompt, completion=completion, references=_references(record), finished=finished
+        )
     if values.get("text") is not None:
         return Row(index, where, text=_text(record, "text"))
     raise SettingError(f"{record.full_where}: {_wrong_columns(values)}")

@@ -112,11 +112,9 @@ def write_answers(
         if progress is not None:
             progress(count, 0)
         return count
-    # The batch size decides which prompts share a part, so parts of another size are not those of this call.
-    key = json.dumps({**made_with, "batch_size": config.batch_size}, sort_keys=True)
-    folder = path.with_name(f".{path.name}.parts-{hashlib.sha256(key.encode()).hexdigest()[:12]}")
-    size = config.batch_size * _BATCHES_IN_PART
     parts = []
+    size = config.batch_size * _BATCHES_IN_PART
+    folder = _parts_folder(path, made_with, config)
     for number, start in enumerate(range(0, len(tasks), size)):
         part, group = folder / f"part-{number:05d}.parquet", tasks[start : start + size]
         parts.append(part)
@@ -138,9 +136,8 @@ def write_answers(
             vocab_size=vocab_size,
             progress=progress,
         )
-        _write_part(
-            part, [_answer(task, ids, encoder, tokenizer, eos_ids) for task, ids in zip(group, made, strict=True)]
-        )
+        answers = [_answer(task, ids, encoder, tokenizer, eos_ids) for task, ids in zip(group, made, strict=True)]
+        _write_part(part, answers)
     _merge(parts, path, made_with)
     for stale in path.parent.glob(f".{path.name}.parts-*"):
         shutil.rmtree(stale, ignore_errors=True)
@@ -288,6 +285,12 @@ def _same(found: Mapping[str, Any], expected: Mapping[str, Any], path: Path) -> 
 def _short(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 16 else text[:12] + "…"
+
+
+def _parts_folder(path: Path, made_with: Mapping[str, Any], config: GenerationConfig) -> Path:
+    # The batch size decides which prompts share a part, so parts of another size are not those of this call.
+    key = json.dumps({**made_with, "batch_size": config.batch_size}, sort_keys=True)
+    return path.with_name(f".{path.name}.parts-{hashlib.sha256(key.encode()).hexdigest()[:12]}")
 
 
 def _seed(seed: int, part: int) -> int:

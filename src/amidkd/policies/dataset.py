@@ -46,8 +46,8 @@ class DatasetPolicy:
         """
         if state:
             raise SettingError(
-                f"policy: the checkpoint holds the state of another policy ({', '.join(sorted(state))}); resume with the "
-                "run file that it was made with"
+                f"policy: the checkpoint holds the state of another policy ({', '.join(sorted(state))}); "
+                "resume with the run file that it was made with"
             )
 
 
