@@ -41,7 +41,8 @@ def generate(
     """Answer prompts.
 
     Neither depends on the global random generators nor disturbs them; an answer depends on the seed and the
-    prompt's index, not on the batch it is made in. The model keeps its mode and settings.
+    prompt's index, not on the batch it is made in (beyond the rounding of the logits). The model keeps its mode and
+    settings.
 
     Args:
         model: A causal model, not wrapped for distribution.
@@ -63,7 +64,7 @@ def generate(
 
     Raises:
         SettingError: An empty prompt; a prompt that fills the model's whole context; a value outside its
-            domain; logits that are not a number.
+            domain; logits that are NaN or infinite.
 
     Example:
         >>> generate(model, [[1, 5, 6]], eos_ids=[2], pad_id=0, max_new_tokens=8, temperature=0,

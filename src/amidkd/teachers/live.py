@@ -10,6 +10,8 @@ from torch import Tensor
 
 from amidkd.config import LiveTeacher as LiveTeacherConfig
 from amidkd.errors import SettingError
+from amidkd.kernels import distillation_loss
+from amidkd.maths import Objective, divergence
 from amidkd.models import Backbone, evaluating, load_model, load_tokenizer
 from amidkd.signals import Hidden, Logits, Signal
 from amidkd.teachers.vocabulary import prove_same_vocabulary
@@ -169,9 +171,6 @@ def self_distillation_loss(teacher: LiveTeacher, sequences: "Sequences") -> floa
     Returns:
         The mean KL(p‖q) in nats.
     """
-    from amidkd.kernels import distillation_loss
-    from amidkd.maths import Objective, divergence
-
     said = teacher.signal(sequences)
     device = teacher.device
     tokens, attention = sequences.tokens_BT.to(device), sequences.attention_BT.to(device)
