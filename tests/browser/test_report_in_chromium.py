@@ -81,7 +81,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
             "results": {"evaluation": evaluation},
         },
     )
-    keys = ("loss", "kl_teacher_student", "kl_student_teacher", "entropy_teacher", "entropy_student", "omega")
+    keys = ("loss", "kl_teacher_student", "kl_student_teacher", "entropy_teacher", "entropy_student", "responsibility")
     write_json_lines(
         folder.metrics_file,
         [

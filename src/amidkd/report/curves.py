@@ -22,6 +22,7 @@ class _Panel:
         keys: Key of a line → name in the legend.
         factor: From the unit of the record to that of the axis.
         only_if_it_changes: Leave the picture out where nothing in it moves.
+        lines: Leave the picture out where it would have fewer lines than this.
     """
 
     name: str
@@ -30,10 +31,18 @@ class _Panel:
     keys: Mapping[str, str]
     factor: float = 1.0
     only_if_it_changes: bool = False
+    lines: int = 1
 
 
 _PANELS = (
     _Panel("loss", "Loss", "nats a token", {"loss": "loss"}),
+    _Panel(
+        "parts",
+        "Parts of the loss, before their weights",
+        "nats a token",
+        {"divergence": "divergence", "cross_entropy": "cross-entropy", "corpus_loss": "corpus"},
+        lines=2,
+    ),
     _Panel(
         "kl",
         "Divergence from the teacher",
@@ -47,31 +56,37 @@ _PANELS = (
         {"entropy_teacher": "teacher", "entropy_student": "student", "entropy_assistant": "assistant"},
     ),
     _Panel("agreement", "Top-1 agreement with the teacher", "per cent of tokens", {"top1_agreement": "agreement"}, 100),
-    _Panel("omega", "Mean responsibility ω", "ω", {"omega": "ω"}),
+    _Panel("omega", "Mean responsibility ω", "ω, mean over the teacher", {"responsibility": "ω"}),
     _Panel("schedule", "Schedules", "value", {"alpha": "α", "lam": "λ"}, only_if_it_changes=True),
     _Panel("rate", "Learning rate", "learning rate", {"learning_rate": "learning rate"}),
     _Panel("speed", "Speed", "supervised tokens a second", {"tokens_per_second": "tokens/s"}),
     _Panel("memory", "Peak memory", "MiB", {"peak_memory_mb": "peak memory"}, only_if_it_changes=True),
 )
-_ACROSS_RUNS = ("loss", "kl_teacher_student", "kl_student_teacher", "entropy_student", "top1_agreement", "omega")
+_ACROSS_RUNS = (
+    "loss",
+    "kl_teacher_student",
+    "kl_student_teacher",
+    "entropy_student",
+    "top1_agreement",
+    "responsibility",
+)
 
 
 def curves_of_run(lines: Lines) -> list[Figure]:
-    """One picture for each group of metrics that the lines hold.
+    """One picture for each group of metrics that the lines hold; where a stage begins, a mark with its name.
 
     Args:
         lines: Lines of ``metrics.jsonl``.
     """
+    steps, marks = _positions(lines)
     pictures = []
     for panel in _PANELS:
-        found = (_series(lines, key, label, panel.factor) for key, label in panel.keys.items())
+        found = (_series(lines, steps, key, label, panel.factor) for key, label in panel.keys.items())
         series = [line for line in found if line is not None]
         if panel.only_if_it_changes and all(len(set(line.y)) < 2 for line in series):
             continue
-        if series:
-            pictures.append(
-                line_figure(f"curve-{panel.name}", panel.title, series, xlabel="optimizer step", ylabel=panel.ylabel)
-            )
+        if len(series) >= panel.lines:
+            pictures.append(_picture(f"curve-{panel.name}", panel.title, series, panel, marks))
     return pictures
 
 
@@ -81,17 +96,35 @@ def curves_of_runs(runs: Mapping[str, Lines]) -> list[Figure]:
     Args:
         runs: Lines of ``metrics.jsonl`` by the name of the run.
     """
+    steps = {name: _positions(lines)[0] for name, lines in runs.items()}
     pictures = []
     for panel in _PANELS:
         for key, label in panel.keys.items():
             if key not in _ACROSS_RUNS:
                 continue
-            series = [_series(lines, key, name, panel.factor) for name, lines in runs.items()]
+            series = [_series(lines, steps[name], key, name, panel.factor) for name, lines in runs.items()]
             found = [line for line in series if line is not None]
             if found:
                 title = panel.title if len(panel.keys) == 1 else f"{panel.title}: {label}"
-                pictures.append(line_figure(f"runs-{key}", title, found, xlabel="optimizer step", ylabel=panel.ylabel))
+                pictures.append(_picture(f"runs-{key}", title, found, panel, {}))
     return pictures
+
+
+def _picture(name: str, title: str, series: Sequence[Series], panel: _Panel, marks: Mapping[str, float]) -> Figure:
+    return line_figure(name, title, series, xlabel="optimizer step", ylabel=panel.ylabel, marks=marks)
+
+
+def _positions(lines: Lines) -> tuple[list[float], dict[str, float]]:
+    """Where each line stands on the axis, one stage after the other; and where stages begin, if there are several."""
+    positions: list[float] = []
+    starts: dict[str, float] = {}
+    offset = 0.0
+    for place, line in enumerate(lines):
+        if place and line["step"] <= lines[place - 1]["step"]:
+            offset = positions[-1]
+        starts.setdefault(str(line.get("stage", "")).replace("_", " "), offset)
+        positions.append(offset + line["step"])
+    return positions, starts if len(starts) > 1 else {}
 
 
 def note_on(lines: Sequence[Lines]) -> str:
@@ -104,8 +137,10 @@ def note_on(lines: Sequence[Lines]) -> str:
     return f"Each point is the mean of up to {size} neighbouring log lines." if size > 1 else ""
 
 
-def _series(lines: Lines, key: str, label: str, factor: float) -> Series | None:
-    points = [(line["step"], line[key]) for line in lines if isinstance(line.get(key), int | float)]
-    if not points:
-        return None
-    return Series(label, [float(x) for x, _ in points], [factor * float(y) for _, y in points])
+def _series(lines: Lines, steps: Sequence[float], key: str, label: str, factor: float) -> Series | None:
+    points = [
+        (x, factor * float(line[key]))
+        for x, line in zip(steps, lines, strict=True)
+        if isinstance(line.get(key), int | float)
+    ]
+    return Series(label, [x for x, _ in points], [y for _, y in points]) if points else None

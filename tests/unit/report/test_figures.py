@@ -83,6 +83,21 @@ def test_pictures_are_those_of_the_metrics_that_were_logged() -> None:
     assert curves_of_run([]) == []
 
 
+def test_the_parts_of_a_loss_are_shown_where_it_has_several() -> None:
+    alone = [{**line, "divergence": 1.0} for line in lines(9)]
+    both = [{**line, "cross_entropy": 2.0} for line in alone]
+    assert "Parts of the loss, before their weights" not in [picture.title for picture in curves_of_run(alone)]
+    assert "Parts of the loss, before their weights" in [picture.title for picture in curves_of_run(both)]
+
+
+def test_stages_follow_each_other_on_one_axis() -> None:
+    stages = [{**line, "stage": stage} for stage in ("warm_start", "distill") for line in lines(50)]
+    shown = [text.text for text in ET.fromstring(curves_of_run(stages)[0].svg).iter(f"{SVG}text")]
+    assert {"warm start", "distill", "100"} <= set(shown)
+    single = [text.text for text in ET.fromstring(curves_of_run(lines(50))[0].svg).iter(f"{SVG}text")]
+    assert not {"warm start", "distill", "100"} & set(single)
+
+
 def test_intervals_show_each_kind_of_error_in_its_legend() -> None:
     both = Estimate(0.5, (StandardError("prompts", 0.1, 9), StandardError("training seeds", 0.2, 2)))
     svg = interval_figure("a", "NLL", [("teacher", Estimate(0.3)), ("student", both)], xlabel="nats").svg
