@@ -90,15 +90,16 @@ def line_figure(
             )
         for label, position in (marks or {}).items():
             axes.axvline(position, color=_MUTED, linewidth=0.8, linestyle=(0, (1, 2)))
-            axes.text(
-                position, 1.01, label, transform=axes.get_xaxis_transform(), color=_MUTED, fontsize=8, ha="center"
-            )
+            # Along the line, so that the names of short stages do not run into each other.
+            style = {"color": _MUTED, "fontsize": 7.5, "rotation": 90, "ha": "left", "va": "top"}
+            axes.text(position, 0.97, label, transform=axes.get_xaxis_transform(), **style)
+        axes.ticklabel_format(axis="y", scilimits=(-3, 5))
         axes.set_xlabel(xlabel)
         axes.set_ylabel(ylabel)
         axes.grid(axis="y", color=_GRID, linewidth=0.6)
         if len(series) > 1:
             columns = 2 if len(series) > 3 else len(series)
-            axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0 if not marks else 1.05), ncols=columns)
+            axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=columns)
 
     return Figure(title, _svg(name, title, draw, height=2.5), caption)
 
