@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, final, get_args
 
+import torch
 from torch import Tensor
 
 from amidkd.errors import SettingError
@@ -128,14 +129,14 @@ class Objective(_Weighable):
         """
         seats = self.seats(teacher=teacher, student=student)
         if isinstance(self.divergence, Divergence):
-            return self.divergence.value(Pair.of(seats.a, seats.b))
+            return _connected(self.divergence.value(Pair.of(seats.a, seats.b)), student)
         value = self.divergence(seats.a.plain(), seats.b.plain())
         if value.shape != student.shape[:-1]:
             raise SettingError(
                 f"a divergence of your own must return one value per token, {tuple(student.shape[:-1])}; "
                 f"got {tuple(value.shape)}: sum over the last axis alone"
             )
-        return value
+        return _connected(value, student)
 
     def seats(self, *, teacher: Tensor | Sequence[Tensor], student: Tensor, responsibility: bool = False) -> Seats:
         """The distributions a and b, and with ``responsibility`` also ω where an assistant takes part.
@@ -194,7 +195,7 @@ class WeightedSum(_Weighable):
         for weight, term in self.terms:
             if weight != 0:
                 total = total + weight * term(teacher=teacher, student=student)
-        return total
+        return _connected(total, student)
 
 
 AnyObjective = Objective | WeightedSum
@@ -217,6 +218,13 @@ def _sources(teacher: Tensor | Sequence[Tensor], student: Tensor) -> tuple[list[
         raise SettingError("teacher is an empty list; give at least one tensor of log-probabilities")
     *log_ps, log_q = aligned(**{f"teacher[{k}]": log_p for k, log_p in enumerate(teacher)}, student=student)
     return log_ps, log_q
+
+
+def _connected(value: Tensor, student: Tensor) -> Tensor:
+    """The value with a gradient of 0 where it does not depend on the student (λ = 1), so that backward still works."""
+    if value.requires_grad or not (student.requires_grad and torch.is_grad_enabled()):
+        return value
+    return value + student.masked_fill(torch.ones_like(student, dtype=torch.bool), 0.0).sum(-1).to(value.dtype)
 
 
 def per_token_settings(objective: AnyObjective) -> Iterator[tuple[str, Tensor]]:

@@ -1,4 +1,4 @@
-"""Schedules: α or λ over a run, as functions of its progress t ∈ [0, 1], and TAID's rule, which also watches the loss."""
+"""Schedules: α or λ as functions of a run's progress t ∈ [0, 1]; and TAID's rule, which also watches the loss."""
 
 import bisect
 import math
@@ -37,7 +37,8 @@ class _Function(ABC):
         """The number at a progress in [0, 1]."""
 
     def observe(self, loss: float, progress: float) -> None:
-        """Does nothing: the loss does not matter here."""
+        """Returns at once: the loss does not matter here."""
+        return
 
     def state(self) -> dict[str, Any]:
         """Nothing to remember."""

@@ -104,7 +104,7 @@ class PowerDivergence(Divergence):
             limit = math.log(torch.finfo(pair.x.dtype).max) - HEADROOM
             with torch.no_grad():
                 for exponent in (c * pair.log_a, c * pair.log_b, a * pair.log_a + b * pair.log_b):
-                    infinite = infinite | (exponent > limit)
+                    infinite = infinite | (pair.both & (exponent > limit))
         return infinite
 
     def _terms(self, pair: Pair) -> Tensor:
@@ -196,5 +196,7 @@ class TotalVariation(Divergence):
         return torch.where(pair.only_b, 0.5 * torch.exp(pair.log_b), terms)
 
     def _slopes(self, pair: Pair) -> tuple[Tensor, Tensor]:
-        side = 0.5 * (pair.x.sign() + pair.only_b.to(pair.x.dtype) - pair.only_a.to(pair.x.dtype))
-        return -side * torch.exp(pair.log_a), side * torch.exp(pair.log_b)
+        side = 0.5 * pair.x.sign()
+        to_a = torch.where(pair.only_a, 0.5, -side) * torch.exp(pair.log_a)
+        to_b = torch.where(pair.only_b, 0.5, side) * torch.exp(pair.log_b)
+        return to_a, to_b
