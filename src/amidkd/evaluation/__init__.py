@@ -2,7 +2,7 @@
 
 from amidkd.evaluation.display import print_evaluation
 from amidkd.evaluation.metrics import METRICS, Metric
-from amidkd.evaluation.run import evaluate_run, sample_lines, to_record
+from amidkd.evaluation.run import evaluate_run, sample_lines, to_record, write_evaluation
 from amidkd.evaluation.statistics import Estimate, Scores, StandardError, difference, estimate, stack
 from amidkd.evaluation.suite import ModelResult, estimates_of, evaluate_model, stack_results
 
@@ -23,4 +23,5 @@ __all__ = [
     "stack",
     "stack_results",
     "to_record",
+    "write_evaluation",
 ]

@@ -18,7 +18,7 @@ from amidkd.models import load_model, load_tokenizer
 from amidkd.record import RunFolder, now, write_json_lines
 from amidkd.teachers import LiveTeacher, make_teacher
 
-__all__ = ["evaluate_run", "sample_lines", "to_record"]
+__all__ = ["evaluate_run", "sample_lines", "to_record", "write_evaluation"]
 
 _log = logging.getLogger("amidkd")
 
@@ -56,18 +56,50 @@ def evaluate_run(config: RunConfig, folder: RunFolder, *, student: str | Path | 
     reference = None
     if teacher is not None:
         reference = _measure(teacher.model, config, tokenizer, rows, encoder, teacher, name="teacher")
+    source_of_teacher = None if config.teacher is None else config.teacher.model
+    return write_evaluation(
+        config,
+        folder,
+        found,
+        reference,
+        file=str(file),
+        models={"student": (str(source), model), "teacher": (str(source_of_teacher), getattr(teacher, "model", None))},
+    )
+
+
+def write_evaluation(
+    config: RunConfig,
+    folder: RunFolder,
+    student: ModelResult,
+    teacher: ModelResult | None,
+    *,
+    file: str,
+    models: Mapping[str, tuple[str, Any]],
+) -> dict[str, Any]:
+    """Write ``results.evaluation`` of the record, and ``samples.jsonl``.
+
+    Args:
+        config: The run's settings.
+        folder: The run folder.
+        student: The student's result.
+        teacher: The teacher's on the same rows, or None.
+        file: Where the rows came from.
+        models: Folder or hub name and model of ``student`` and ``teacher``.
+
+    Returns:
+        The entry written to the record.
+    """
     entry = {
-        "data": {"file": str(file), "rows": len(found.held_out.rows), **_counts(found)},
+        "data": {"file": file, "rows": len(student.held_out.rows), **_counts(student)},
         "settings": {**config.evaluation.model_dump(mode="json"), "max_new_tokens": _longest(config)},
         "evaluated": now(),
-        **to_record(found, reference),
+        **to_record(student, teacher),
     }
-    entry["student"]["model"] = str(source)
-    entry["student"]["parameters"] = _parameters(model)
-    if teacher is not None and config.teacher is not None:
-        entry["teacher"]["model"] = config.teacher.model
-        entry["teacher"]["parameters"] = _parameters(teacher.model)
-    write_json_lines(folder.samples_file, sample_lines(found, reference, kept=config.evaluation.samples_kept))
+    for side, (source, model) in models.items():
+        if side in entry:
+            entry[side]["model"] = source
+            entry[side]["parameters"] = _parameters(model)
+    write_json_lines(folder.samples_file, sample_lines(student, teacher, kept=config.evaluation.samples_kept))
     folder.update_record(results={"evaluation": entry})
     return entry
 
