@@ -1,0 +1,20 @@
+"""Training: one trainer for distillation and fine-tuning, its stages, exact resume."""
+
+from amidkd.training.arguments import check_training_settings, training_arguments
+from amidkd.training.objective import ScheduledObjective, objective_at
+from amidkd.training.run import distill, run_generate, sft, warm_start_of
+from amidkd.training.trainer import Corpus, DistillationTrainer, LossSettings
+
+__all__ = [
+    "Corpus",
+    "DistillationTrainer",
+    "LossSettings",
+    "ScheduledObjective",
+    "check_training_settings",
+    "distill",
+    "objective_at",
+    "run_generate",
+    "sft",
+    "training_arguments",
+    "warm_start_of",
+]

@@ -1,0 +1,478 @@
+"""The one subclass of ``transformers.Trainer``: distillation and fine-tuning through the same step.
+
+What is its own: batches that depend on seed and epoch alone; the loss of a step divided by the supervised tokens of all
+its forward passes and ranks; checkpoints that are whole or not there, from which a run goes on exactly; a stop
+before the optimizer's step where the loss is not finite.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+from warnings import warn
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
+from transformers.trainer_utils import TrainOutput
+
+from amidkd.config import KernelsConfig
+from amidkd.data import Collator, Example, Sequences
+from amidkd.errors import LossError, SettingError, SettingWarning
+from amidkd.kernels import LossOutput, distillation_loss
+from amidkd.models import Backbone, pad_id_of
+from amidkd.policies import DatasetPolicy, Policy
+from amidkd.record import RunFolder
+from amidkd.teachers import Teacher
+from amidkd.training.arguments import steps_of
+from amidkd.training.batches import CorpusRows, EpochBatches, Rows
+from amidkd.training.checkpoint import (
+    cut_metrics,
+    keep_newest,
+    load_tensors,
+    new_checkpoint,
+    read_state,
+    save_tensors,
+    step_of,
+    write_state,
+)
+from amidkd.training.failure import Pass, describe_failure, likely_cause
+from amidkd.training.fingerprint import check_same_run
+from amidkd.training.hooks import Journal, StepHooks
+from amidkd.training.metrics import Measured, Progress
+from amidkd.training.objective import ScheduledObjective
+
+__all__ = ["Corpus", "DistillationTrainer", "LossSettings", "Tokens"]
+
+_log = logging.getLogger("amidkd")
+
+STUCK = 0.01
+"""Mean ω, weighted by the teacher, below which a student that learns through its assistant alone hardly moves."""
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """What a step minimises beside the teacher's signal.
+
+    Args:
+        objective: The objective of each step; None: cross-entropy alone.
+        cross_entropy_weight: Weight of cross-entropy on the labels.
+        temperature: Divides the logits of both sides.
+        vocab_size: Vocabulary shared by teacher, student and tokenizer.
+        kernels: Backend and memory of the loss.
+        warn_where_stuck: Whether to warn where ω says that the first step can teach nothing.
+    """
+
+    objective: ScheduledObjective | None = None
+    cross_entropy_weight: float = 0.0
+    temperature: float = 1.0
+    vocab_size: int | None = None
+    kernels: KernelsConfig = field(default_factory=KernelsConfig)
+    warn_where_stuck: bool = False
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Plain text for a next-token loss with a normaliser of its own.
+
+    Args:
+        windows: Windows of text.
+        weight: Weight of the mean cross-entropy of the step's windows.
+        per_step: Windows of an optimizer step over all ranks; None: as many as rows.
+    """
+
+    windows: Sequence[Example]
+    weight: float = 1.0
+    per_step: int | None = None
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Supervised tokens of an optimizer step, over all its forward passes and ranks."""
+
+    data: int
+    corpus: int
+
+
+class DistillationTrainer(Trainer):
+    """Trains a student on a teacher's signal, or without a teacher by cross-entropy.
+
+    The loss of an optimizer step is Σ_n ℓ_n / N over its N supervised tokens, on all ranks and in all accumulation
+    steps; so the gradient does not depend on how the rows are spread over them.
+
+    Args:
+        student: A causal model, not wrapped for distribution.
+        tokenizer: Its tokenizer.
+        arguments: See :func:`~amidkd.training.training_arguments`.
+        examples: The rows.
+        loss: What to minimise.
+        teacher: What to learn from; None: cross-entropy alone.
+        policy: Whose sequences are learnt from.
+        corpus: Plain text beside the rows.
+        settings: What decides the run's numbers; a checkpoint made with others is refused.
+        places: File and line of each row, by ``Row.index``, for messages.
+        name: What the progress bar calls the stage.
+        show_progress: Whether there is a progress bar.
+
+    Raises:
+        SettingError: Sharded training, or a teacher without an objective.
+    """
+
+    def __init__(
+        self,
+        *,
+        student: Any,
+        tokenizer: Any,
+        arguments: TrainingArguments,
+        examples: Sequence[Example],
+        loss: LossSettings,
+        teacher: Teacher | None = None,
+        policy: Policy | None = None,
+        corpus: Corpus | None = None,
+        settings: dict[str, Any] | None = None,
+        places: Sequence[str] | None = None,
+        name: str = "training",
+        show_progress: bool = False,
+    ) -> None:
+        if (teacher is None) != (loss.objective is None):
+            raise SettingError("a teacher and an objective belong together: give both, or neither (cross-entropy)")
+        super().__init__(
+            model=student, args=arguments, train_dataset=Rows(examples), data_collator=Collator(pad_id_of(tokenizer))
+        )
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise SettingError("FSDP and DeepSpeed are not supported in this version; use plain data parallelism")
+        # The loss is divided by the tokens of the whole step already; Trainer must not divide it again.
+        self.model_accepts_loss_kwargs = True
+        self.loss_is_scaled_for_ga = True
+        self.teacher, self.loss, self.settings = teacher, loss, settings or {}
+        self.policy: Policy = DatasetPolicy() if policy is None else policy
+        self.places, self.tokenizer = places, tokenizer
+        self.progress, self.last_backend = Progress(), ""
+        self.total_steps = steps_of(arguments, len(examples))
+        self._backbone = Backbone(student)
+        self._corpus = corpus
+        self._make_batches(len(examples))
+        self._begin_step(Tokens(0, 0))
+        self._saving_to: Path | None = None
+        for callback in (PrinterCallback, ProgressCallback):
+            self.remove_callback(callback)
+        self.add_callback(StepHooks(self))
+        self.add_callback(Journal(RunFolder(Path(arguments.output_dir)), name=name, show=show_progress))
+        # Ranks must not drop the same units out.
+        torch.manual_seed(arguments.seed + arguments.process_index)
+
+    # Batches
+
+    def _make_batches(self, count: int) -> None:
+        arguments, corpus = self.args, self._corpus
+        seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
+        place = {"rank": arguments.process_index, "world": arguments.world_size}
+        size = arguments.per_device_train_batch_size
+        self._batches = EpochBatches(count, batch_size=size, seed=seed, **place)
+        self._corpus_rows: CorpusRows | None = None
+        if corpus is not None:
+            whole = size * arguments.gradient_accumulation_steps * arguments.world_size
+            # Another stream than the rows', whatever their number.
+            self._corpus_rows = CorpusRows(
+                len(corpus.windows), per_step=corpus.per_step or whole, seed=seed + 2**32, **place
+            )
+
+    def get_train_dataloader(self) -> DataLoader:
+        """The rows in batches of this rank; places and tensors stay on the CPU until they are used."""
+        return DataLoader(
+            self.train_dataset,
+            batch_sampler=self._batches,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+            # A generator of its own, so that starting an epoch draws nothing from the one that dropout uses.
+            generator=torch.Generator(),
+        )
+
+    def choose_epoch(self) -> None:
+        """Set the order of the epoch that the next step belongs to."""
+        per_epoch = -(-len(self._batches) // self.args.gradient_accumulation_steps)
+        self._batches.set_epoch(self.state.global_step // per_epoch)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Sequences | None]], Tokens]:
+        """Draw the forward passes of an optimizer step, let the policy change them, and count over all ranks.
+
+        Args:
+            epoch_iterator: The data loader's.
+            num_batches: Forward passes of the step.
+            device: Where the tensors go.
+        """
+        drawn = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+        passes: list[dict[str, Sequences | None]] = []
+        for part, batch in enumerate(drawn):
+            sequences = self.policy(Sequences.from_batch(batch).to(device))
+            passes.append({"sequences": sequences, "corpus": self._corpus_part(part, len(drawn), device)})
+        data, corpus = self.add_up(
+            [
+                float(sum(found.token_count() for each in passes if (found := each[key]) is not None))
+                for key in ("sequences", "corpus")
+            ]
+        )
+        tokens = Tokens(int(data), int(corpus))
+        self._begin_step(tokens)
+        return passes, tokens
+
+    def _corpus_part(self, part: int, parts: int, device: torch.device) -> Sequences | None:
+        if self._corpus is None or self._corpus_rows is None:
+            return None
+        windows = Rows(self._corpus.windows)
+        places = self._corpus_rows.of(self.state.global_step, part, parts)
+        return Sequences.from_batch(self.data_collator([windows[place] for place in places])).to(device)
+
+    def add_up(self, values: list[float]) -> list[float]:
+        """Sum numbers over all ranks; every rank must call it."""
+        if self.args.world_size == 1:
+            return values
+        kind = torch.float32 if self.args.device.type == "mps" else torch.float64
+        total = self.accelerator.reduce(torch.tensor(values, dtype=kind, device=self.args.device), reduction="sum")
+        return [float(value) for value in total.tolist()]
+
+    # One step
+
+    def _begin_step(self, tokens: Tokens) -> None:
+        self.step_tokens = tokens
+        self._passes: list[Pass] = []
+        self._corpus_losses: list[Tensor] = []
+        self._measured = Measured()
+        objective = self.loss.objective
+        self._step_settings = {} if objective is None else objective.settings(self.state.global_step)
+
+    def will_log(self, step: int) -> bool:
+        """Whether a log line follows an optimizer step.
+
+        Args:
+            step: Optimizer steps made after it.
+        """
+        first = step == 1 and self.args.logging_first_step
+        return first or step % max(1, self.state.logging_steps) == 0 or step >= self.total_steps
+
+    @property
+    def _is_watched(self) -> bool:
+        """Whether the first step is measured, to warn where it can teach nothing."""
+        return self.loss.warn_where_stuck and self.state.global_step == 0
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Tensor:
+        """The part of one forward pass in the loss of its optimizer step.
+
+        Args:
+            model: The student as it is wrapped for distribution.
+            inputs: ``sequences`` and ``corpus``.
+            return_outputs: Not used: the logits never exist.
+            num_items_in_batch: The step's :class:`Tokens`.
+        """
+        sequences, tokens = inputs["sequences"], num_items_in_batch
+        measure = self.will_log(self.state.global_step + 1) or self._is_watched
+        out = self._distillation(model, sequences, tokens, measure=measure)
+        self.last_backend = out.backend
+        self._measured.add(out.metrics)
+        loss = out.loss
+        if inputs["corpus"] is not None and self._corpus is not None:
+            corpus = self._cross_entropy(model, inputs["corpus"], tokens.corpus).loss
+            self._corpus_losses.append(corpus.detach())
+            loss = loss + self._corpus.weight * corpus
+        self._passes.append(Pass(loss.detach(), sequences))
+        # Gradients are averaged over the ranks; the sum is wanted.
+        return loss * self.args.world_size
+
+    def _distillation(self, model: nn.Module, sequences: Sequences, tokens: Tokens, *, measure: bool) -> LossOutput:
+        settings, teacher = self.loss, self.teacher
+        if teacher is None or settings.objective is None:
+            return self._cross_entropy(model, sequences, tokens.data, measure=measure)
+        student = self._signal(model, sequences)
+        weight = settings.cross_entropy_weight
+        return distillation_loss(
+            student=student,
+            teacher=teacher.signal(sequences),
+            objective=settings.objective.at(self.state.global_step),
+            labels=sequences.labels_N() if weight > 0 else None,
+            cross_entropy_weight=weight,
+            temperature=settings.temperature,
+            denominator=max(1, tokens.data),
+            vocab_size=settings.vocab_size,
+            backend=settings.kernels.backend,
+            memory_mb=settings.kernels.memory_mb,
+            metrics=measure,
+        )
+
+    def _cross_entropy(
+        self, model: nn.Module, sequences: Sequences, count: int, *, measure: bool = False
+    ) -> LossOutput:
+        return distillation_loss(
+            student=self._signal(model, sequences),
+            labels=sequences.labels_N(),
+            cross_entropy_weight=1.0,
+            denominator=max(1, count),
+            vocab_size=self.loss.vocab_size,
+            backend=self.loss.kernels.backend,
+            memory_mb=self.loss.kernels.memory_mb,
+            metrics=measure,
+        )
+
+    def _signal(self, model: nn.Module, sequences: Sequences) -> Any:
+        return self._backbone(sequences.tokens_BT, sequences.attention_BT, sequences.predicts_BT(), through=model)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """0: tokens are counted instead."""
+        return 0
+
+    def finish_step(self) -> None:
+        """Add up the step's loss over all ranks; called when all gradients are there, before the optimizer's step.
+
+        Raises:
+            LossError: The loss or the gradient is not finite.
+        """
+        losses = torch.stack([one.loss for one in self._passes]).double()
+        corpus = torch.stack(self._corpus_losses).double().sum() if self._corpus_losses else losses.new_zeros(())
+        sound = torch.isfinite(losses).all() & self._gradient_is_finite().to(losses.device)
+        values = torch.stack([losses.sum(), corpus, (~sound).double()]).tolist()
+        loss, corpus_loss, unsound = self.add_up(values)
+        if unsound > 0:
+            self._stop(losses)
+        self.progress.add(loss=loss, corpus=corpus_loss, tokens=self.step_tokens.data)
+        if self.loss.objective is not None:
+            self.loss.objective.observe(self.state.global_step, loss)
+        if self._is_watched:
+            self._warn_where_stuck()
+
+    def _gradient_is_finite(self) -> Tensor:
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        # Under a gradient scaler an overflow is normal: the scaler leaves that step out.
+        if self.args.fp16 or not gradients:
+            return torch.tensor(True)
+        return torch.isfinite(nn.utils.get_total_norm(gradients))
+
+    def _warn_where_stuck(self) -> None:
+        mean = self._measured.means(self.add_up).get("responsibility")
+        if mean is not None and mean < STUCK and self.is_world_process_zero():
+            warn(
+                f"at the start the mean ω over the teacher's mass is {mean:.1e}: the student learns through the "
+                "assistant alone, in proportion to ω, so it will learn next to nothing. At λ = 0.1 a token that the "
+                "teacher finds 100 times likelier than the student has ω = 9e-6 at α = −5, 9e-4 at −3, 0.08 at −1, "
+                "0.47 at 0 and 0.9 at 1. Set student.warm_start: true (fine-tuning first), or let objective.alpha "
+                "fall from 1: {kind: linear, start: 1, end: ...}",
+                SettingWarning,
+                stacklevel=2,
+            )
+
+    # Failure
+
+    def _stop(self, losses: Tensor) -> NoReturn:
+        """Say what failed. Every rank gets here, since the sum over ranks said so."""
+        finite = torch.isfinite(losses).tolist()
+        bad = [one for one, fine in zip(self._passes, finite, strict=True) if not fine]
+        rows = [int(row) for one in bad or self._passes for row in one.sequences.rows_B.tolist()]
+        told = [(bool(bad), rows, self._cause((bad or self._passes)[0]))]
+        if self.args.world_size > 1:
+            from accelerate.utils import gather_object
+
+            told = gather_object(told)
+            told = [entry for entry in told if entry[0]] or told
+        checkpoints = RunFolder(Path(self.args.output_dir)).checkpoints()
+        raise LossError(
+            describe_failure(
+                step=self.state.global_step + 1,
+                rows=[row for _, found, _ in told for row in found],
+                places=self.places,
+                cause=told[0][2],
+                checkpoint=checkpoints[-1] if checkpoints else None,
+            )
+        )
+
+    @torch.no_grad()
+    def _cause(self, failed: Pass) -> str:
+        """Look at the signals of a failed pass once more."""
+        sequences, objective = failed.sequences, self.loss.objective
+        return likely_cause(
+            student=self._signal(self.model, sequences),
+            teacher=None if self.teacher is None else self.teacher.signal(sequences),
+            objective=None if objective is None else objective.at(self.state.global_step),
+            loss=float(failed.loss),
+            sound_weights=all(bool(torch.isfinite(p).all()) for p in self.model.parameters()),
+        )
+
+    # Checkpoints
+
+    def fit(self, checkpoint: Path | None) -> TrainOutput | None:
+        """Train, from the start or from where a checkpoint stands; a stage that is finished only loads its weights.
+
+        Args:
+            checkpoint: A checkpoint folder of this stage, or None.
+
+        Raises:
+            SettingError: The checkpoint is another run's.
+            LossError: The loss is not finite.
+        """
+        folder = Path(self.args.output_dir)
+        state = None
+        if checkpoint is not None:
+            state = read_state(checkpoint)
+            check_same_run(state["settings"], self.settings, where=str(checkpoint))
+            self._load_ours(checkpoint, state)
+        step = 0 if checkpoint is None else step_of(checkpoint)
+        if self.is_world_process_zero():
+            cut_metrics(folder, step)
+        self.accelerator.wait_for_everyone()
+        if checkpoint is not None and step >= self.total_steps:
+            self._load_from_checkpoint(str(checkpoint))
+            self.state.global_step = step
+            return None
+        self.progress.start()
+        return self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+
+    def _load_ours(self, checkpoint: Path, state: dict[str, Any]) -> None:
+        self.progress.load_state(state["progress"])
+        self.last_backend = state["backend"]
+        if self.loss.objective is not None:
+            self.loss.objective.load_state(state["objective"])
+        self.policy.load_state(load_tensors(checkpoint, self.args.process_index))
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write a checkpoint under a temporary name, all ranks, and move it into place."""
+        folder, step = Path(self.args.output_dir), self.state.global_step
+        first = self.is_world_process_zero()
+        with new_checkpoint(folder, step, first=first, wait=self.accelerator.wait_for_everyone) as temporary:
+            self._saving_to = temporary
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self._saving_to = None
+            target = temporary / f"checkpoint-{step}"
+            save_tensors(target, self.args.process_index, self.policy.state())
+            if first:
+                self.tokenizer.save_pretrained(target)
+                write_state(target, self._our_state())
+        if first:
+            keep_newest(folder, self.args.save_total_limit)
+
+    def _our_state(self) -> dict[str, Any]:
+        return {
+            "settings": self.settings,
+            "progress": self.progress.state(),
+            "objective": [] if self.loss.objective is None else self.loss.objective.state(),
+            "backend": self.last_backend,
+        }
+
+    def _get_output_dir(self, trial: Any) -> str:
+        """Where the checkpoint folder of this moment goes: into the temporary folder while one is written."""
+        return str(super()._get_output_dir(trial) if self._saving_to is None else self._saving_to)
+
+    # Logging
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Complete the trainer's line with all that is measured; every logger gets the same."""
+        if "loss" in logs:
+            window = self.progress.line(corpus=self._corpus is not None)
+            logs = {**logs, **self._measured.means(self.add_up), **self._step_settings, **window}
+        super().log(logs, start_time)
