@@ -201,19 +201,14 @@ def _power_mean(log_ps: list[Tensor], weights: list[Setting], s: Setting, *, ome
     some = sources.live.any(-1, keepdim=True)
     shift = torch.where(sources.live, core.detach(), -torch.inf).amax(-1, keepdim=True)
     core = torch.where(sources.live, core - torch.where(some, shift, 0.0), 0.0)
-    offset = core - _log_normaliser(log_ps[-1], sources, core, some)
+    normaliser = _log_normaliser(log_ps[-1], sources, core, some)
     if any(isinstance(weight, Tensor) for weight in weights):
-        offset = torch.where(_alone(weights), _own(sources), offset)
+        normaliser = torch.where(_alone(weights), 0.0, normaliser)
+    offset = core - normaliser
     distribution = LogProbs(sources.ref, torch.where(sources.live, offset, 0.0), sources.live)
     if not omega:
         return Mixture(distribution, None)
     return Mixture(distribution, share if last else torch.zeros_like(core))
-
-
-def _own(sources: _Sources) -> Tensor:
-    """Σ (log p_k − ref) of the sources that count [*N, V]: of a source alone 0, with the derivative of log p_k."""
-    kept = [torch.where(here, delta, 0.0) for here, delta in zip(sources.present, sources.deltas, strict=True)]
-    return torch.stack(kept).sum(0)
 
 
 def _alone(weights: list[Setting]) -> Tensor:
