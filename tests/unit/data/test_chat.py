@@ -29,7 +29,8 @@ BARE = (
 )
 # Rewrites what was said.
 UPPER = (
-    "{% for m in messages %}<|{{ m.role }}|>{{ m.content | upper if m.role == 'assistant' and not loop.last else m.content }}<|end|>{% endfor %}"
+    "{% for m in messages %}<|{{ m.role }}|>"
+    "{{ m.content | upper if m.role == 'assistant' and not loop.last else m.content }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 TALK = [

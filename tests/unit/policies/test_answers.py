@@ -171,7 +171,8 @@ def test_answers_to_other_prompts_are_refused(world, tmp_path) -> None:
         world.write(path, prompts=world.rows[:-1])
 
 
-def test_parts_of_other_settings_are_not_taken_up(world, tmp_path) -> None:
+@pytest.mark.parametrize("change", [{"seed": 6}, {"batch_size": 5}])
+def test_parts_of_other_settings_are_not_taken_up(world, tmp_path, change) -> None:
     first, second = tmp_path / "generated.parquet", tmp_path / "alone" / "generated.parquet"
 
     def die(answers: int, tokens: int) -> None:
@@ -180,10 +181,20 @@ def test_parts_of_other_settings_are_not_taken_up(world, tmp_path) -> None:
 
     with pytest.raises(KilledError):
         world.write(first, progress=die)
-    other = CONFIG.model_copy(update={"seed": 6})
-    world.write(first, other)
+    other = CONFIG.model_copy(update=change)
+    assert world.write(first, other) == 60
     world.write(second, other)
     assert first.read_bytes() == second.read_bytes()
+    assert [path.name for path in second.parent.iterdir()] == ["generated.parquet"]
+
+
+def test_any_token_that_ends_an_answer_is_no_part_of_its_text(world, tmp_path) -> None:
+    path = tmp_path / "generated.parquet"
+    runs = world.tokenizer.convert_tokens_to_ids("runs")
+    world.write(path, eos_ids=[EOS, runs])
+    ended = [answer for answer in read_answers(path) if answer.completion_tokens[-1] == runs]
+    assert ended
+    assert all(answer.finished and "runs" not in answer.completion for answer in ended)
 
 
 def test_expected_fingerprint(world, tmp_path) -> None:
