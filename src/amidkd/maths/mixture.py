@@ -33,7 +33,7 @@ from amidkd.maths.shapes import (
     per_row,
 )
 
-__all__ = ["Mixture", "log_mixture", "log_mixture_of", "mix", "responsibility", "scaled_expm1"]
+__all__ = ["Mixture", "exp_difference", "log_mixture", "log_mixture_of", "mix", "responsibility"]
 
 NEAR_ONE = 0.5
 """Where |log Z| is below, the normaliser is summed as a difference to 1."""
@@ -296,7 +296,7 @@ def _near_normaliser(log_p: Tensor, sources: _Sources, core: Tensor, log_m: Tens
     both = sources.live & has
     base = torch.where(both, log_p, 0.0)
     ratio = torch.where(both, sources.ref - base + core, 0.0)
-    change = torch.where(both, scaled_expm1(base, ratio), torch.exp(log_m))
+    change = torch.where(both, exp_difference(base, torch.where(both, log_m, 0.0), ratio), torch.exp(log_m))
     change = change - torch.where(has & ~sources.live, torch.exp(log_p), 0.0)
     whole = log_p.logsumexp(-1, keepdim=True)
     rounding = ROUNDING * torch.finfo(log_p.dtype).eps
@@ -304,12 +304,14 @@ def _near_normaliser(log_p: Tensor, sources: _Sources, core: Tensor, log_m: Tens
     return whole + torch.log1p(change.sum(-1, keepdim=True) * torch.exp(-whole))
 
 
-def scaled_expm1(log_scale: Tensor, w: Tensor) -> Tensor:
-    """e^l·(e^w − 1): exact for small w, and finite wherever the result is, though e^w alone may not be.
+def exp_difference(log_from: Tensor, log_to: Tensor, w: Tensor) -> Tensor:
+    """e^{log_to} − e^{log_from} with all its digits, from an exact w = log_to − log_from.
 
     Args:
-        log_scale: l, finite.
-        w: w, finite, with l + w below the range of exp.
+        log_from: Finite.
+        log_to: Finite.
+        w: Their difference; where it is 0, the result is 0.
     """
-    small = torch.exp(log_scale) * torch.expm1(w.clamp(max=1.0))
-    return torch.where(w < 1.0, small, torch.exp(log_scale + w) - torch.exp(log_scale))
+    start = torch.exp(log_from)
+    near = start * torch.expm1(w.clamp(min=-1.0, max=1.0))
+    return torch.where(w.abs() < 1.0, near, torch.exp(log_to) - start)

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from amidkd.maths.divergence.base import Divergence, Pair
-from amidkd.maths.mixture import scaled_expm1
+from amidkd.maths.mixture import exp_difference
 
 __all__ = ["Jeffreys", "JensenShannon", "PowerDivergence", "TotalVariation"]
 
@@ -40,11 +40,11 @@ HEADROOM = 20.0
 """Natural logarithm of what is kept between the largest term and the largest float, for sums and factors."""
 
 
-def _growth(x: Tensor, log_scale: Tensor, c: float, exponent: float) -> Tensor:
-    """e^{exponent·log_scale} E_c(x) [*N, V]."""
+def _growth(log_a: Tensor, log_b: Tensor, x: Tensor, c: float, total: float) -> Tensor:
+    """a^C E_c(x) = (a^{C−c} b^c − a^C)/c [*N, V], with C = ``total``."""
     if abs(c) < NEGLIGIBLE:
-        return torch.exp(exponent * log_scale) * x
-    return scaled_expm1(exponent * log_scale, c * x) / c
+        return torch.exp(total * log_a) * x
+    return exp_difference(total * log_a, (total - c) * log_a + c * log_b, c * x) / c
 
 
 def _series(x: Tensor, c: float, b: float) -> Tensor:
@@ -72,7 +72,7 @@ def _power_term(log_a: Tensor, log_b: Tensor, x: Tensor, a: float, b: float) -> 
     inner = torch.where(small, x, 0.0)
     near = torch.exp(c * log_a) * (inner * inner * _series(inner, c, b))
     outer = torch.where(small, 0.0, x)
-    far = (_growth(outer, log_a, c, c) - _growth(outer, log_a, b, c)) / a
+    far = (_growth(log_a, log_b, outer, c, c) - _growth(log_a, log_b, outer, b, c)) / a
     return torch.where(small, near, far)
 
 
@@ -107,9 +107,15 @@ class PowerDivergence(Divergence):
                     infinite = infinite | (pair.both & (exponent > limit))
         return infinite
 
+    def _shared(self, pair: Pair) -> tuple[Tensor, Tensor]:
+        """log a and log b, 0 where only one side lives if a power of the other would pass the range there."""
+        if min(self.a, self.b, self.a + self.b) >= 0:
+            return pair.log_a, pair.log_b
+        return torch.where(pair.both, pair.log_a, 0.0), torch.where(pair.both, pair.log_b, 0.0)
+
     def _terms(self, pair: Pair) -> Tensor:
         a, b, c = self.a, self.b, self.a + self.b
-        terms = _power_term(pair.log_a, pair.log_b, pair.x, a, b)
+        terms = _power_term(*self._shared(pair), pair.x, a, b)
         if b > 0 and c > 0:
             terms = torch.where(pair.only_a, torch.exp(c * pair.log_a) / (b * c), terms)
         if a > 0 and c > 0:
@@ -118,8 +124,9 @@ class PowerDivergence(Divergence):
 
     def _slopes(self, pair: Pair) -> tuple[Tensor, Tensor]:
         a, b, c = self.a, self.b, self.a + self.b
-        to_a = _growth(pair.x, pair.log_a, b, c).mul_(-self.factor)
-        to_b = _growth(-pair.x, pair.log_b, a, c).mul_(-self.factor)
+        log_a, log_b = self._shared(pair)
+        to_a = _growth(log_a, log_b, pair.x, b, c) * -self.factor
+        to_b = _growth(log_b, log_a, -pair.x, a, c) * -self.factor
         if b > 0 and c > 0:
             to_a = torch.where(pair.only_a, torch.exp(c * pair.log_a) * (self.factor / b), to_a)
         if a > 0 and c > 0:
@@ -138,10 +145,10 @@ class Jeffreys(Divergence):
         return pair.only_a | pair.only_b
 
     def _terms(self, pair: Pair) -> Tensor:
-        return scaled_expm1(pair.log_a, pair.x) * pair.x
+        return exp_difference(pair.log_a, pair.log_b, pair.x) * pair.x
 
     def _slopes(self, pair: Pair) -> tuple[Tensor, Tensor]:
-        rise = scaled_expm1(pair.log_a, pair.x)
+        rise = exp_difference(pair.log_a, pair.log_b, pair.x)
         return -torch.exp(pair.log_a) * pair.x - rise, torch.exp(pair.log_b) * pair.x + rise
 
 
@@ -157,8 +164,9 @@ class JensenShannon(Divergence):
 
     def _terms(self, pair: Pair) -> Tensor:
         from_a, from_b = self._to_middle(pair.x)
-        first = _power_term(pair.log_a, pair.log_a + from_a, from_a, 1.0, 0.0)
-        terms = 0.5 * (first + _power_term(pair.log_b, pair.log_b + from_b, from_b, 1.0, 0.0))
+        middle = torch.where(pair.x <= 0, pair.log_a + from_a, pair.log_b + from_b)
+        first = _power_term(pair.log_a, middle, from_a, 1.0, 0.0)
+        terms = 0.5 * (first + _power_term(pair.log_b, middle, from_b, 1.0, 0.0))
         return self._alone(pair, pair.only_a, pair.log_a, self._alone(pair, pair.only_b, pair.log_b, terms))
 
     def _slopes(self, pair: Pair) -> tuple[Tensor, Tensor]:
@@ -191,7 +199,7 @@ class TotalVariation(Divergence):
         return torch.zeros_like(pair.both)
 
     def _terms(self, pair: Pair) -> Tensor:
-        terms = 0.5 * scaled_expm1(pair.log_a, pair.x).abs()
+        terms = 0.5 * exp_difference(pair.log_a, pair.log_b, pair.x).abs()
         terms = torch.where(pair.only_a, 0.5 * torch.exp(pair.log_a), terms)
         return torch.where(pair.only_b, 0.5 * torch.exp(pair.log_b), terms)
 
