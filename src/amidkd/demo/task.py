@@ -23,7 +23,7 @@ PROMPT_TEMPLATE = "<s>{prompt}<answer>"
 
 Split = Literal["train", "validation", "test"]
 
-TEACHER_SEED, TEACHER_ROWS, VALIDATION_ROWS = 1, 60_000, 1_000
+TEACHER_SEED, TEACHER_ROWS, VALIDATION_ROWS = 1, 40_000, 1_000
 _TRIES = 200
 
 

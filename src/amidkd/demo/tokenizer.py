@@ -9,7 +9,7 @@ from amidkd.demo.words import CATEGORIES, DAYS, MONTHS, NOUNS, NUMBER_WORDS, OPP
 __all__ = ["build_tokenizer"]
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<answer>")
-_LARGEST_NUMBER = 60
+_LARGEST_NUMBER = 24
 _SUFFIXES = ("es", "ed", "ies", "ves")
 # Log-probabilities of the unigram model. Only their order matters: a whole word before word + suffix before letters.
 _WORD, _SUFFIX, _CHARACTER = -1.0, -4.0, -10.0
@@ -55,7 +55,7 @@ def _words() -> list[str]:
     found |= {word for category in CATEGORIES for word in category.split()}
     found |= {form for forms in (*OPPOSITES.values(), *PAST.values()) for form in forms}
     found |= {plural for noun in NOUNS for plural in plurals(noun) if not plural.startswith(noun)}
-    found |= {"a", "an", "is", "the", "of", "it", "plus", "minus", "opposite", "two", "day", "days", "month", "months"}
+    found |= {"a", "an", "is", "the", "of", "it", "plus", "opposite", "day", "month"}
     found |= {"after", "before"} | {plural for category in CATEGORIES for plural in plurals(category)[0].split()}
     found |= {str(number) for number in range(_LARGEST_NUMBER + 1)}
     found |= set("abcdefghijklmnopqrstuvwxyz")
