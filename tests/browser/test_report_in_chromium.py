@@ -1,7 +1,6 @@
 """The pages in a real browser: tables and pictures are drawn, nothing is loaded, nothing sticks out on a phone."""
 
 import json
-import math
 import re
 import shutil
 import subprocess
@@ -11,10 +10,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from amidkd.config import dump_yaml, parse
-from amidkd.evaluation import METRICS, Estimate, StandardError
-from amidkd.record import RunFolder, read_json_lines, versions, write_atomic, write_json, write_json_lines
+from amidkd.config import parse
+from amidkd.evaluation import METRICS, Estimate, StandardError, evaluate_run
+from amidkd.record import RunFolder, read_json_lines, write_json_lines
 from amidkd.report import ComparisonRow, write_comparison, write_report
+from amidkd.training import distill
+from tiny_world import WORDS, make_model, make_tokenizer
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(
@@ -42,6 +43,7 @@ const measured = {
   labels: [...document.querySelectorAll("figure svg text")].map((e) => e.getBoundingClientRect().height),
   tables: [...document.querySelectorAll("table")].map((e) => [e.rows.length, ...box(e)]),
   samples: document.querySelectorAll(".sample").length,
+  missing: [...document.querySelectorAll(".missing")].map((e) => e.textContent),
   paper: getComputedStyle(document.body).backgroundColor, ink: getComputedStyle(document.body).color,
 };
 const output = parent.document.createElement("output");
@@ -52,49 +54,49 @@ parent.document.body.append(output);
 
 
 def estimate(value: float) -> Estimate:
-    return Estimate(value, (StandardError("prompts", 0.0351, 200), StandardError("sampling seeds", 0.0123, 5)))
+    return Estimate(value, (StandardError("prompts", 0.0351, 200), StandardError("training seeds", 0.0123, 5)))
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    """A run's records with every part filled, long words and long answers among them."""
-    folder = RunFolder(tmp_path_factory.mktemp("page") / "run")
-    objective = {"alpha": {"kind": "linear", "start": 1, "end": -3}}
-    config = parse({"student": "s", "teacher": "t", "data": {"train": "d"}, "output": "o", "objective": objective})
-    write_atomic(folder.run_file, dump_yaml(config))
-    metrics = {name: estimate(0.1234 * place).to_json() for place, name in enumerate(METRICS, start=1)}
-    stage = {"steps": 200, "tokens": 1.2e6, "seconds": 200.0, "tokens_per_second": 6000.0, "peak_memory_mb": 900.0}
-    evaluation = {
-        "data": {"file": "valid.jsonl", "rows": 200},
-        "settings": {"temperature": 1.0, "sampling_seeds": [10, 20, 30, 40, 50], "max_new_tokens": 32},
-        **{side: {"metrics": metrics} for side in ("student", "teacher", "difference")},
-    }
-    write_json(
-        folder.record_file,
+    """A real run, small: answers, warm start, distillation with a schedule of α, evaluation."""
+    path = tmp_path_factory.mktemp("page")
+    tokenizer = make_tokenizer()
+    make_model(width=16, layers=2, seed=2, padded_vocab=24).save_pretrained(path / "teacher")
+    tokenizer.save_pretrained(path / "teacher")
+    rows = [{"prompt": f"{a} {b}", "completion": f"{b} {a}"} for a in WORDS for b in WORDS]
+    write_json_lines(path / "train.jsonl", rows[:100])
+    write_json_lines(path / "valid.jsonl", rows[100:])
+    shape = {"model_type": "llama", "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1}
+    config = parse(
         {
-            "verb": "distill",
-            "versions": versions(),
-            "commit": "0" * 40,
-            "device": "cpu",
-            "models": {"student": {"parameters": 107072}, "teacher": {"parameters": 816768}},
-            "stages": {"warm_start": stage, "distill": stage},
-            "results": {"evaluation": evaluation},
-        },
+            "student": {
+                "kind": "from_scratch",
+                "config": {**shape, "num_attention_heads": 2},
+                "warm_start": {"max_steps": 6},
+            },
+            "teacher": str(path / "teacher"),
+            "data": {
+                "train": str(path / "train.jsonl"),
+                "validation": str(path / "valid.jsonl"),
+                "prompt_template": "<s> {prompt} <sep>",
+                "label_fraction": 0.3,
+                "generation": {"max_new_tokens": 6},
+            },
+            "objective": {"alpha": {"kind": "linear", "start": 1, "end": -3}, "cross_entropy_weight": 0.1},
+            "training": {
+                "max_steps": 12,
+                "learning_rate": 0.01,
+                "logging_steps": 1,
+                "disable_tqdm": True,
+                "use_cpu": True,
+            },
+            "evaluation": {"sampling_seeds": [1, 2], "max_new_tokens": 6},
+            "output": str(path / "run"),
+        }
     )
-    keys = ("loss", "kl_teacher_student", "kl_student_teacher", "entropy_teacher", "entropy_student", "responsibility")
-    write_json_lines(
-        folder.metrics_file,
-        [
-            {"step": step, "alpha": 1 - step / 50, "lam": 0.1, "top1_agreement": step / 400}
-            | {key: math.exp(-step / (40 + 9 * place)) for place, key in enumerate(keys)}
-            for step in range(1, 200)
-        ],
-    )
-    answers = {"teacher, greedy": "AA1 R T IY2", "student, greedy": "B" * 400, "student, sampled": "word " * 300}
-    write_json_lines(
-        folder.samples_file,
-        [{"prompt": f"aarti {n}", "references": ["AA1 R T IY2"], "answers": answers} for n in range(20)],
-    )
+    folder = distill(config)
+    evaluate_run(config, folder)
     return folder
 
 
@@ -119,7 +121,10 @@ def comparison_page(folder: RunFolder) -> Path:
         columns=columns,
         curves=dict.fromkeys(names[3:], lines),
         records={name: folder.record() for name in names[1:]},
-        samples=[{"prompt": "p", "references": ["r"], "answers": dict.fromkeys(names, "an answer")}],
+        # A word that cannot be broken, and an answer of many lines.
+        samples=[
+            {"prompt": "B" * 400, "references": ["r"], "answers": dict.fromkeys(names, "B" * 200 + "\nword" * 90)}
+        ],
         command="amidkd demo",
     )
 
@@ -174,6 +179,7 @@ def test_tables_and_pictures_are_there_and_nothing_sticks_out(name, width, reque
     assert len(found["tables"]) >= 3
     assert all(rows >= 2 and high > 20 for rows, _, _, _, high in found["tables"])
     assert found["samples"] >= 1
+    assert found["missing"] == []
     assert found["height"] < (16000 if width > 1000 else 30000)
 
 

@@ -8,6 +8,7 @@ from amidkd.report.words import count, duration, mebibytes
 __all__ = ["cost_table", "facts_of", "versions_of"]
 
 _COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+    ("answers", "answers", lambda value: f"{value:,.0f}"),
     ("steps", "steps", lambda value: f"{value:,.0f}"),
     ("tokens", "supervised tokens", count),
     ("seconds", "time", duration),
@@ -46,7 +47,7 @@ def _shown(stage: Mapping[str, Any], key: str, form: Callable[[float], str]) -> 
 
 
 def facts_of(record: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Sizes of the two models and their ratio; the doctor's estimate beside what was used, where it made one."""
+    """What else a run's cost hangs on: sizes, rows, the loss's backend, and the doctor's estimate where it made one."""
     facts = []
     student, teacher = (parameters_of(record, name) for name in ("student", "teacher"))
     if student:
@@ -55,6 +56,12 @@ def facts_of(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         facts.append(("teacher", f"{teacher:,} parameters"))
     if student and teacher:
         facts.append(("ratio", f"the teacher has {teacher / student:.1f} times as many parameters as the student"))
+    rows = record.get("data", {})
+    if rows:
+        facts.append(("rows", ", ".join(f"{number:,} {what}" for what, number in rows.items())))
+    backends = sorted({str(stage["backend"]) for stage in record.get("stages", {}).values() if stage.get("backend")})
+    if backends:
+        facts.append(("loss computed by", ", ".join(backends)))
     estimate = record.get("estimate")
     if estimate:
         foreseen = f"{duration(estimate['seconds'])} and {mebibytes(estimate['peak_memory_mb'])}"
@@ -73,7 +80,7 @@ def parameters_of(record: Mapping[str, Any], name: str) -> int | None:
 def versions_of(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Versions, commit, device and seeds that made a record."""
     entries = list(record.get("versions", {}).items())
-    for key in ("commit", "device", "seeds", "started", "finished"):
+    for key in ("commit", "device", "processes", "seeds", "started", "finished"):
         value = record.get(key)
         if value is None:
             continue

@@ -1,5 +1,6 @@
 """The pictures of a run's ``metrics.jsonl``, or of several runs' over each other."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,7 @@ class _Panel:
         keys: Key of a line → name in the legend.
         factor: From the unit of the record to that of the axis.
         only_if_it_changes: Leave the picture out where nothing in it moves.
-        lines: Leave the picture out where it would have fewer lines than this.
+        together: Leave the picture out where no step logged this many of the keys at once.
     """
 
     name: str
@@ -31,7 +32,7 @@ class _Panel:
     keys: Mapping[str, str]
     factor: float = 1.0
     only_if_it_changes: bool = False
-    lines: int = 1
+    together: int = 1
 
 
 _PANELS = (
@@ -41,7 +42,7 @@ _PANELS = (
         "Parts of the loss, before their weights",
         "nats a token",
         {"divergence": "divergence", "cross_entropy": "cross-entropy", "corpus_loss": "corpus"},
-        lines=2,
+        together=2,
     ),
     _Panel(
         "kl",
@@ -81,11 +82,13 @@ def curves_of_run(lines: Lines) -> list[Figure]:
     steps, marks = _positions(lines)
     pictures = []
     for panel in _PANELS:
+        if not any(sum(key in line for key in panel.keys) >= panel.together for line in lines):
+            continue
         found = (_series(lines, steps, key, label, panel.factor) for key, label in panel.keys.items())
         series = [line for line in found if line is not None]
-        if panel.only_if_it_changes and all(len(set(line.y)) < 2 for line in series):
+        if panel.only_if_it_changes and all(len({y for y in line.y if not math.isnan(y)}) < 2 for line in series):
             continue
-        if len(series) >= panel.lines:
+        if series:
             pictures.append(_picture(f"curve-{panel.name}", panel.title, series, panel, marks))
     return pictures
 
@@ -138,9 +141,17 @@ def note_on(lines: Sequence[Lines]) -> str:
 
 
 def _series(lines: Lines, steps: Sequence[float], key: str, label: str, factor: float) -> Series | None:
-    points = [
-        (x, factor * float(line[key]))
-        for x, line in zip(steps, lines, strict=True)
-        if isinstance(line.get(key), int | float)
-    ]
-    return Series(label, [x for x, _ in points], [y for _, y in points]) if points else None
+    """One metric as a line, with a gap between stages: they may minimise different things."""
+    x: list[float] = []
+    y: list[float] = []
+    stage = None
+    for position, line in zip(steps, lines, strict=True):
+        if not isinstance(line.get(key), int | float):
+            continue
+        if x and line.get("stage") != stage:
+            x.append(position)
+            y.append(math.nan)
+        stage = line.get("stage")
+        x.append(position)
+        y.append(factor * float(line[key]))
+    return Series(label, x, y) if x else None

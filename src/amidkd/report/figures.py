@@ -46,7 +46,7 @@ class Series:
     Args:
         label: Its name in the legend.
         x: Positions, increasing.
-        y: Values.
+        y: Values; NaN is a gap in the line.
     """
 
     label: str
@@ -79,15 +79,13 @@ def line_figure(
 
     def draw(axes: Any) -> None:
         for index, line in enumerate(series):
-            x, y = _binned(line.x, size), _binned(line.y, size)
-            axes.plot(
-                x,
-                y,
-                label=line.label,
-                color=_SERIES[index % len(_SERIES)],
-                linestyle=_DASHES[index % len(_DASHES)],
-                marker="o" if len(x) <= 12 else None,
-            )
+            style = {
+                "color": _SERIES[index % len(_SERIES)],
+                "linestyle": _DASHES[index % len(_DASHES)],
+                "marker": "o" if len(line.x) <= 12 else None,
+            }
+            for place, (x, y) in enumerate(_pieces(line)):
+                axes.plot(_binned(x, size), _binned(y, size), label=line.label if place == 0 else None, **style)
         for label, position in (marks or {}).items():
             axes.axvline(position, color=_MUTED, linewidth=0.8, linestyle=(0, (1, 2)))
             # Along the line, so that the names of short stages do not run into each other.
@@ -156,6 +154,18 @@ def points_averaged(length: int) -> int:
         length: Points of the longest line of the picture.
     """
     return max(1, -(-length // _MOST_POINTS))
+
+
+def _pieces(line: Series) -> list[tuple[list[float], list[float]]]:
+    """The line without its gaps."""
+    pieces: list[tuple[list[float], list[float]]] = [([], [])]
+    for x, y in zip(line.x, line.y, strict=True):
+        if math.isnan(y):
+            pieces.append(([], []))
+        else:
+            pieces[-1][0].append(x)
+            pieces[-1][1].append(y)
+    return [piece for piece in pieces if piece[0]]
 
 
 def _binned(values: Sequence[float], size: int) -> list[float]:

@@ -43,7 +43,7 @@ def write_report(folder: RunFolder) -> Path:
         )
     config = load(folder.path) if folder.run_file.is_file() else None
     evaluation = record.get("results", {}).get("evaluation")
-    lines = read_json_lines(folder.metrics_file)
+    lines = _log_lines(folder, record)
     return render(
         folder.report_file,
         "run.html.j2",
@@ -61,6 +61,12 @@ def write_report(folder: RunFolder) -> Path:
         versions=versions_of(record),
         citations=_citations(config),
     )
+
+
+def _log_lines(folder: RunFolder, record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Lines of every stage's ``metrics.jsonl``, in the order of the stages, each with its stage's name."""
+    stages = (("warm_start", RunFolder(folder.path / "warm_start")), (str(record.get("verb", "distill")), folder))
+    return [{**line, "stage": name} for name, part in stages for line in read_json_lines(part.metrics_file)]
 
 
 def _citations(config: RunConfig | None) -> list[Citation]:
@@ -87,16 +93,20 @@ def sentence_of(record: Mapping[str, Any], config: RunConfig | None) -> str:
 
 
 def _effort(record: Mapping[str, Any]) -> str:
-    stages = list(record.get("stages", {}).values())
-    steps = sum(int(stage.get("steps", 0)) for stage in stages)
-    tokens = sum(float(stage.get("tokens", 0)) for stage in stages)
-    seconds = sum(float(stage.get("seconds", 0)) for stage in stages)
+    stages = record.get("stages", {})
+    steps, tokens, seconds = (
+        sum(float(stage.get(key, 0)) for stage in stages.values()) for key in ("steps", "tokens", "seconds")
+    )
     if not steps:
         return ", not trained yet"
-    text = f", trained for {steps:,} steps"
+    text = f", trained for {steps:,.0f} steps"
+    if "warm_start" in stages:
+        text += f" ({stages['warm_start'].get('steps', 0):,} of them fine-tuning first)"
     if tokens:
         text += f" on {count(tokens)} supervised tokens"
-    return text + (f" in {duration(seconds)}" if seconds else "")
+    if seconds:
+        text += f" in {duration(seconds)}"
+    return text + (", not finished" if record.get("started") and not record.get("finished") else "")
 
 
 def _outcome(evaluation: Mapping[str, Any] | None) -> str:

@@ -29,7 +29,7 @@ def count(value: float) -> str:
     for size, suffix in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
         if abs(value) >= size:
             return f"{value / size:.3g}{suffix}"
-    return f"{value:g}"
+    return f"{value:.3g}"
 
 
 def duration(seconds: float) -> str:

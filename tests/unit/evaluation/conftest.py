@@ -9,8 +9,7 @@ import torch
 
 from amidkd.config import DataConfig
 from amidkd.data import Encoder, Row
-
-WORDS = ["red", "green", "blue", "cat", "dog", "bird", "sits", "runs", "sings", "here", "there", "now"]
+from tiny_world import WORDS, make_model, make_tokenizer
 
 
 @dataclass(frozen=True)
@@ -22,40 +21,6 @@ class World:
     student: Any
     teacher: Any
     rows: list[Row]
-
-
-def make_tokenizer() -> Any:
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import WhitespaceSplit
-    from transformers import PreTrainedTokenizerFast
-
-    vocab = {token: place for place, token in enumerate(["<pad>", "<s>", "</s>", "<sep>", "<unk>", *WORDS])}
-    inner = Tokenizer(WordLevel(vocab, unk_token="<unk>"))
-    inner.pre_tokenizer = WhitespaceSplit()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=inner, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
-    )
-
-
-def make_model(*, width: int, layers: int, seed: int, padded_vocab: int) -> Any:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=padded_vocab,
-        hidden_size=width,
-        intermediate_size=2 * width,
-        num_hidden_layers=layers,
-        num_attention_heads=2,
-        max_position_embeddings=64,
-        initializer_range=0.6,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=0,
-        tie_word_embeddings=False,
-    )
-    return LlamaForCausalLM(config).eval()
 
 
 @pytest.fixture(scope="session")

@@ -86,8 +86,21 @@ def test_pictures_are_those_of_the_metrics_that_were_logged() -> None:
 def test_the_parts_of_a_loss_are_shown_where_it_has_several() -> None:
     alone = [{**line, "divergence": 1.0} for line in lines(9)]
     both = [{**line, "cross_entropy": 2.0} for line in alone]
-    assert "Parts of the loss, before their weights" not in [picture.title for picture in curves_of_run(alone)]
+    apart = [*alone, *({"step": line["step"], "cross_entropy": 2.0} for line in alone)]
+    for lacking in (alone, apart):
+        assert "Parts of the loss, before their weights" not in [picture.title for picture in curves_of_run(lacking)]
     assert "Parts of the loss, before their weights" in [picture.title for picture in curves_of_run(both)]
+
+
+def _drawn(svg: str) -> list[str]:
+    """Paths drawn in a colour of the series inside the axes."""
+    return re.findall(r'<path d="([^"]+)" clip-path[^>]*style="[^"]*var\(--series', svg)
+
+
+def test_a_line_breaks_between_stages() -> None:
+    one = _drawn(curves_of_run(lines(50))[0].svg)
+    two = _drawn(curves_of_run([{**line, "stage": stage} for stage in "ab" for line in lines(50)])[0].svg)
+    assert (len(one), len(two)) == (1, 2)
 
 
 def test_stages_follow_each_other_on_one_axis() -> None:

@@ -84,6 +84,7 @@ def folder(tmp_path: Path) -> RunFolder:
             "versions": {"torch": "2.99"},
             "commit": "0123abc+changes",
             "models": {"student": {"parameters": 107072}, "teacher": {"parameters": 816768}},
+            "data": {"labelled": 1200, "answered by the teacher": 3},
             "estimate": {"seconds": 5, "peak_memory_mb": 90, "used_seconds": 6, "used_peak_memory_mb": 2048},
             "stages": {"warm_start": {"steps": 10, "tokens": 900, "seconds": 2.0}, "distill": {"steps": 20}},
             "results": {
@@ -124,10 +125,21 @@ def test_the_table_holds_the_records_numbers_with_each_error(folder: RunFolder) 
 def test_the_sentence_tells_the_run_from_its_record(folder: RunFolder) -> None:
     assert (
         "A student of 107 k parameters that learns from a teacher of 817 k by "
-        "alpha-beta[a = 0.2, b = 0.7](teacher‖assistant), α = −3, λ = 0.1, trained for 30 steps on 900 supervised "
-        "tokens in 2.0 s; it answers 45.1 % (± 3.5 over prompts) of the held-out prompts exactly, its teacher 57.6 % "
-        "(± 3.6 over prompts)."
+        "alpha-beta[a = 0.2, b = 0.7](teacher‖assistant), α = −3, λ = 0.1, trained for 30 steps (10 of them "
+        "fine-tuning first) on 900 supervised tokens in 2.0 s; it answers 45.1 % (± 3.5 over prompts) of the held-out "
+        "prompts exactly, its teacher 57.6 % (± 3.6 over prompts)."
     ) in read(write_report(folder)).text
+
+
+def test_the_curves_begin_with_the_warm_start(folder: RunFolder) -> None:
+    write_json_lines(folder.path / "warm_start" / "metrics.jsonl", [{"step": step, "loss": 2.0} for step in (5, 10)])
+    labels = {" ".join(words.split()) for words in read(write_report(folder)).words}
+    assert {"warm start", "distill"} <= labels
+
+
+def test_a_run_that_stopped_says_so(folder: RunFolder) -> None:
+    folder.update_record(started="2026-01-01T00:00:00", finished=None)
+    assert "in 2.0 s, not finished; it answers" in read(write_report(folder)).text
 
 
 def test_text_is_escaped_and_nothing_is_loaded_from_outside(folder: RunFolder) -> None:
@@ -145,6 +157,7 @@ def test_configuration_versions_and_citations_are_there(folder: RunFolder) -> No
     page = read(write_report(folder))
     assert "between: teacher||assistant" in page.text
     assert page.row("student")[1] == "107,072 parameters"
+    assert page.row("rows")[1] == "1,200 labelled, 3 answered by the teacher"
     assert page.row("ratio")[1] == "the teacher has 7.6 times as many parameters as the student"
     assert page.row("estimate")[1] == "5.0 s and 90 MiB by the doctor before the run; used: 6.0 s and 2.0 GiB"
     assert page.row("torch") == ["torch", "2.99"]

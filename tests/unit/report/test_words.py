@@ -75,6 +75,7 @@ def test_small_and_endless_numbers_do_not_read_as_zero(value: float, text: str) 
         (count, 2461536, "2.46 M"),
         (count, 7.2e9, "7.2 G"),
         (count, 200, "200"),
+        (count, 750.0125, "750"),
         (duration, 0.84, "0.8 s"),
         (duration, 59.7, "1 min 0 s"),
         (duration, 185, "3 min 5 s"),

@@ -1,0 +1,43 @@
+"""Words as tokens, and small models over them with random weights that differ clearly."""
+
+from typing import Any
+
+import torch
+
+WORDS = ["red", "green", "blue", "cat", "dog", "bird", "sits", "runs", "sings", "here", "there", "now"]
+
+
+def make_tokenizer() -> Any:
+    """A tokenizer of ``WORDS``, with `<s>`, `</s>`, `<sep>`, `<pad>` and `<unk>`."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+    from transformers import PreTrainedTokenizerFast
+
+    vocab = {token: place for place, token in enumerate(["<pad>", "<s>", "</s>", "<sep>", "<unk>", *WORDS])}
+    inner = Tokenizer(WordLevel(vocab, unk_token="<unk>"))
+    inner.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
+    )
+
+
+def make_model(*, width: int, layers: int, seed: int, padded_vocab: int) -> Any:
+    """A Llama whose head is wider than the vocabulary."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=padded_vocab,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        initializer_range=0.6,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+        tie_word_embeddings=False,
+    )
+    return LlamaForCausalLM(config).eval()
