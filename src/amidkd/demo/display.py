@@ -44,16 +44,15 @@ def print_table(output: RunFolder, record: Mapping[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    metrics = record["results"]["metrics"]
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
+    for _, title, _ in _models(record):
+        table.add_column(title, justify="right", min_width=9)
     for name in COLUMNS:
-        table.add_column(METRICS[name].label, justify="right", min_width=9)
-    for key, title, _ in _models(record):
-        table.add_row(title, *(_cell(record["results"]["metrics"][key].get(name), name) for name in COLUMNS))
+        cells = (_cell(metrics[key].get(name), name) for key, _, _ in _models(record))
+        table.add_row(METRICS[name].label, *cells)
     console = Console()
-    if not console.is_terminal:
-        # A file or a pipe has no width to respect.
-        console = Console(width=120)
     console.print(table)
     for line in (*_notes(record), f"Report: {output.report_file}", f"Runs:   {output.path}"):
         console.print(line, markup=False, highlight=False, soft_wrap=True)

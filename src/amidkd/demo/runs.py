@@ -81,7 +81,7 @@ class Method:
 
 METHODS: tuple[Method, ...] = (
     Method("labels", "labels", "cross-entropy on the few labels", "sft", data={"unlabelled": "drop"}),
-    Method("texts", "+ teacher's texts", "cross-entropy on the labels and the teacher's answers", "sft"),
+    Method("texts", "labels + texts", "cross-entropy on the labels and the teacher's answers", "sft"),
     Method(
         "fkl",
         "forward KL",
