@@ -130,6 +130,11 @@ def _train(verb: str) -> Callable[[argparse.Namespace], int]:
 
         folder = training.distill(config) if verb == "distill" else training.sft(config)
         if int(os.environ.get("RANK", "0")) == 0:
+            from amidkd.doctor import compare_with_estimate
+
+            held_against = compare_with_estimate(folder)
+            if held_against is not None:
+                print(held_against)
             print(f"Student: {folder.student}")
             print(f"Next:    amidkd eval {_shown(folder.path)}    then    amidkd report {_shown(folder.path)}")
         return 0

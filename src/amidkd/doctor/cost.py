@@ -1,5 +1,6 @@
 """Time and memory of a run, estimated from a few real steps, and held against what the run used."""
 
+import json
 import math
 import sys
 import time
@@ -18,7 +19,7 @@ from amidkd.record import RunFolder, write_json
 __all__ = ["Cost", "StepTimer", "answering_seconds", "compare_with_estimate", "optimizer_steps"]
 
 _MEASURED_STEPS = 3
-_SAMPLED_PROMPTS = 64
+_SAMPLED_PROMPTS = 256
 ESTIMATE_FILE = "doctor.json"
 
 
@@ -124,8 +125,6 @@ def peak_memory_mb() -> float:
 
 def compare_with_estimate(folder: RunFolder) -> str | None:
     """Hold a finished run against the doctor's estimate, in the record and in a sentence; None without either."""
-    import json
-
     path = folder.path / ESTIMATE_FILE
     stages = folder.record().get("stages", {})
     if not path.is_file() or not stages:

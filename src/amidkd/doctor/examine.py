@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from amidkd.config import RunConfig
@@ -214,8 +215,6 @@ def _start(visit: _Visit) -> str:
     if visit.teacher is None:
         return "no teacher"
     backbone, batch = Backbone(visit.student), visit.batch
-    import torch
-
     with torch.no_grad():
         signal = backbone(batch.tokens_BT, batch.attention_BT, batch.predicts_BT())
         found = _loss(visit)(signal, batch, metrics=True)
@@ -254,7 +253,8 @@ def _cost(visit: _Visit) -> str:
         parts.append(f"{warm_steps:,} steps of warm start")
     if answered:
         parts.append(f"{answered:,} answers in about {answers:,.0f} s")
-    return f"about {cost.seconds:,.0f} s and {cost.peak_memory_mb:,.0f} MiB on this machine, one process ({', '.join(parts)})"
+    total = f"about {cost.seconds:,.0f} s and {cost.peak_memory_mb:,.0f} MiB on this machine, one process"
+    return f"{total} ({', '.join(parts)})"
 
 
 _CHECKS: tuple[tuple[str, Callable[[_Visit], str]], ...] = (
