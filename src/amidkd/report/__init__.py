@@ -19,7 +19,7 @@ Several students on the same prompts::
         ],
         columns=["exact_match_greedy", "exact_match_sampled", "rouge_l_greedy", "nll", …],   # names in METRICS
         notes=["Errors over prompts: 500 held-out instructions. Errors over training seeds: 2 seeds."],
-        curves={"AMiD": read_json_lines(folder.metrics_file), …},       # lines of metrics.jsonl, by student
+        curves={"AMiD": lines_of_run(folder), …},                       # lines of metrics.jsonl, by student
         records={"AMiD": folder.record(), …},                           # record.json, by student
         samples=[{"prompt": "…", "references": ["…"], "answers": {"teacher": "…", "AMiD": "…"}}],
         citations=citations_of(config),
@@ -28,6 +28,7 @@ Several students on the same prompts::
 """
 
 from amidkd.report.comparison import ComparisonRow, write_comparison
+from amidkd.report.curves import lines_of_run
 from amidkd.report.run import write_report
 
-__all__ = ["ComparisonRow", "write_comparison", "write_report"]
+__all__ = ["ComparisonRow", "lines_of_run", "write_comparison", "write_report"]

@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from amidkd.record import RunFolder, read_json_lines
 from amidkd.report.figures import Figure, Series, line_figure, points_averaged
 
-__all__ = ["curves_of_run", "curves_of_runs", "note_on"]
+__all__ = ["curves_of_run", "curves_of_runs", "lines_of_run", "note_on"]
 
 Lines = Sequence[Mapping[str, Any]]
 
@@ -73,11 +74,22 @@ _ACROSS_RUNS = (
 )
 
 
+def lines_of_run(folder: RunFolder) -> list[dict[str, Any]]:
+    """Log lines of every stage of a run, in the order of the stages, each with its stage's name as ``stage``.
+
+    Args:
+        folder: The run.
+    """
+    verb = str(folder.record().get("verb", "distill"))
+    stages = (("warm_start", RunFolder(folder.path / "warm_start")), (verb, folder))
+    return [{**line, "stage": name} for name, part in stages for line in read_json_lines(part.metrics_file)]
+
+
 def curves_of_run(lines: Lines) -> list[Figure]:
     """One picture for each group of metrics that the lines hold; where a stage begins, a mark with its name.
 
     Args:
-        lines: Lines of ``metrics.jsonl``.
+        lines: Lines of ``metrics.jsonl``, as :func:`lines_of_run` gives them.
     """
     steps, marks = _positions(lines)
     pictures = []

@@ -14,7 +14,7 @@ from amidkd.evaluation.metrics import METRICS
 from amidkd.evaluation.statistics import Estimate
 from amidkd.record import RunFolder, read_json_lines
 from amidkd.report.costs import cost_table, facts_of, parameters_of, versions_of
-from amidkd.report.curves import curves_of_run, note_on
+from amidkd.report.curves import curves_of_run, lines_of_run, note_on
 from amidkd.report.page import Grid, GridRow, Head, render, sample_view
 from amidkd.report.words import count, describe_objective, duration
 
@@ -43,7 +43,7 @@ def write_report(folder: RunFolder) -> Path:
         )
     config = load(folder.path) if folder.run_file.is_file() else None
     evaluation = record.get("results", {}).get("evaluation")
-    lines = _log_lines(folder, record)
+    lines = lines_of_run(folder)
     return render(
         folder.report_file,
         "run.html.j2",
@@ -61,12 +61,6 @@ def write_report(folder: RunFolder) -> Path:
         versions=versions_of(record),
         citations=_citations(config),
     )
-
-
-def _log_lines(folder: RunFolder, record: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Lines of every stage's ``metrics.jsonl``, in the order of the stages, each with its stage's name."""
-    stages = (("warm_start", RunFolder(folder.path / "warm_start")), (str(record.get("verb", "distill")), folder))
-    return [{**line, "stage": name} for name, part in stages for line in read_json_lines(part.metrics_file)]
 
 
 def _citations(config: RunConfig | None) -> list[Citation]:
