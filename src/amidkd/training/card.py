@@ -54,7 +54,7 @@ def _what(config: RunConfig, record: Mapping[str, Any]) -> str:
     way = "fine-tuned by cross-entropy"
     if record.get("verb") == "distill" and config.teacher is not None:
         way = f"distilled from `{_name(config.teacher.model)}`"
-    return f"A causal language model of {number}, {shape}, {way} with [amidkd](https://pypi.org/project/amidkd/)."
+    return f"A causal language model of {number}, {shape}, {way} with amidkd."
 
 
 def _facts(config: RunConfig, record: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -1,0 +1,104 @@
+"""One optimizer step in double precision, from which tests read the weights; also a script for two processes.
+
+accelerate launch --cpu --num_processes 2 one_step.py FOLDER BATCH ACCUMULATION KIND
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from tiny import VOCABULARY, byte_tokenizer, tiny_gpt2
+
+from amidkd.config import parse
+from amidkd.data import Collator, Example
+from amidkd.teachers import LiveTeacher
+from amidkd.training import Corpus, DistillationTrainer, LossSettings, ScheduledObjective, training_arguments
+
+KINDS: dict[str, dict[str, Any]] = {
+    "kl": {},
+    "labels": {"cross_entropy_weight": 0.7, "temperature": 1.7},
+    "corpus": {"cross_entropy_weight": 0.2},
+    "sft": {},
+}
+
+
+def rows(count: int = 8) -> list[Example]:
+    """Rows of very different lengths, so that means of means would be wrong; one has a single supervised token."""
+    lengths = [(2, 1), (3, 14), (9, 2), (2, 7), (5, 5), (12, 1), (4, 20), (3, 3), (2, 2), (7, 9)]
+    made = []
+    for number in range(count):
+        prompt, answer = lengths[number % len(lengths)]
+        tokens = tuple(2 + (7 * number + 11 * place) % 250 for place in range(prompt + answer))
+        made.append(Example(tokens, (False,) * prompt + (True,) * answer, number))
+    return made
+
+
+def windows(count: int = 5) -> list[Example]:
+    return [
+        Example(tuple(3 + (5 * n + 3 * t) % 200 for t in range(6 + 4 * n)), (False, *[True] * (5 + 4 * n)), n)
+        for n in range(count)
+    ]
+
+
+def one_step(
+    folder: Path, *, batch: int, accumulation: int, kind: str, steps: int = 1, count: int = 8, multiple_of: Any = None
+) -> dict[str, Any]:
+    """Weights after a step (plain SGD, so that they show the gradient itself), and what was logged."""
+    config = parse(
+        {
+            "student": {"kind": "from_scratch", "config": {"model_type": "gpt2"}, "tokenizer": "unused"},
+            "data": {"train": "unused"},
+            "output": str(folder),
+            "training": {
+                "per_device_train_batch_size": batch,
+                "gradient_accumulation_steps": accumulation,
+                "max_steps": steps,
+                "learning_rate": 1.0,
+                "optim": "sgd",
+                "max_grad_norm": 0,
+                "logging_steps": 1,
+                "warmup_steps": 0,
+                "lr_scheduler_type": "constant",
+                "save_strategy": "no",
+                "use_cpu": True,
+            },
+            "objective": {"alpha": -0.5, "lam": 0.3, **KINDS[kind]},
+        }
+    )
+    student, tokenizer = tiny_gpt2(2).double(), byte_tokenizer()
+    distills = kind != "sft"
+    objective = config.objective
+    trainer = DistillationTrainer(
+        student=student,
+        tokenizer=tokenizer,
+        arguments=training_arguments(config, folder),
+        examples=rows(count),
+        loss=LossSettings(
+            objective=ScheduledObjective(objective, steps=steps) if distills else None,
+            cross_entropy_weight=objective.cross_entropy_weight,
+            temperature=objective.temperature,
+            vocab_size=VOCABULARY,
+        ),
+        teacher=LiveTeacher(tiny_gpt2(1, width=24).double(), tokenizer, vocab_size=VOCABULARY) if distills else None,
+        corpus=Corpus(windows(), weight=0.6, per_step=5) if kind == "corpus" else None,
+    )
+    trainer.data_collator = Collator(0, multiple_of)
+    trainer.fit(None)
+    weights = {name: tensor.clone() for name, tensor in student.state_dict().items()}
+    lines = [line for line in trainer.state.log_history if "loss" in line]
+    return {
+        "weights": weights,
+        "lines": lines,
+        "first": trainer.is_world_process_zero(),
+        "ranks": trainer.args.world_size,
+    }
+
+
+if __name__ == "__main__":
+    target, kinds = Path(sys.argv[1]), sys.argv[4].split(",")
+    size, parts, number, made = (int(sys.argv[place]) for place in (2, 3, 5, 6))
+    for name in kinds:
+        found = one_step(target / name, batch=size, accumulation=parts, kind=name, count=number, steps=made)
+        if found.pop("first"):
+            torch.save(found, target / f"{name}.pt")
