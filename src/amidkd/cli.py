@@ -40,13 +40,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     _set_up_messages()
     try:
-        return options.run(options)
+        code = options.run(options)
+        sys.stdout.flush()
+        return code
     except SettingError as error:
         print(f"amidkd: {error}", file=sys.stderr)
         return 2
     except LossError as error:
         print(f"amidkd: training stopped: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:
+        # Whoever read the output has had enough, as in `amidkd cite run.yaml | head`.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise

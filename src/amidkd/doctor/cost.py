@@ -124,12 +124,15 @@ def peak_memory_mb() -> float:
 
 
 def compare_with_estimate(folder: RunFolder) -> str | None:
-    """Hold a finished run against the doctor's estimate, in the record and in a sentence; None without either."""
+    """Hold a finished run against the doctor's estimate, in the record and in a sentence; None where they do not fit."""
     path = folder.path / ESTIMATE_FILE
     stages = folder.record().get("stages", {})
     if not path.is_file() or not stages:
         return None
     estimate = json.loads(path.read_text(encoding="utf-8"))
+    if estimate["steps"] not in (stages.get(verb, {}).get("steps") for verb in ("distill", "sft")):
+        # The doctor saw other settings.
+        return None
     seconds = sum(stage.get("seconds") or 0.0 for stage in stages.values())
     memory = max((stage.get("peak_memory_mb") or 0.0 for stage in stages.values()), default=0.0)
     folder.update_record(estimate={**estimate, "used_seconds": seconds, "used_peak_memory_mb": memory})

@@ -155,3 +155,10 @@ def test_missing_run_file(capsys, tmp_path: Path) -> None:
     code, _, err = outcome(capsys, "distill", str(tmp_path / "run.yaml"))
     assert code == 2
     assert "no run file at" in err
+
+
+def test_a_closed_pipe_is_no_error(run_file) -> None:
+    command = f"{sys.executable} -m amidkd cite {run_file()} | head -n 1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "0"
+    assert "Traceback" not in done.stderr
