@@ -13,7 +13,17 @@ from amidkd.config import RunConfig
 from amidkd.config.load import models_in
 
 FOLDER = Path(__file__).parent / "reference"
-API = ["amidkd.config", "amidkd.record"]
+API = [
+    "amidkd.maths",
+    "amidkd.signals",
+    "amidkd.kernels",
+    "amidkd.config",
+    "amidkd.record",
+    "amidkd.data",
+    "amidkd.models",
+    "amidkd.teachers",
+]
+API += ["amidkd.policies", "amidkd.training", "amidkd.evaluation", "amidkd.report", "amidkd.doctor", "amidkd.demo"]
 
 
 def run_file_page() -> str:
