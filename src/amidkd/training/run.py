@@ -17,7 +17,7 @@ from amidkd.record import RunFolder, commit_of, now, versions, write_atomic
 from amidkd.teachers import LiveTeacher, make_teacher
 from amidkd.training.arguments import check_training_settings, steps_of, training_arguments
 from amidkd.training.card import write_card
-from amidkd.training.checkpoint import keep_newest
+from amidkd.training.checkpoint import chosen_checkpoint, keep_newest
 from amidkd.training.fingerprint import check_same_run, hash_examples, run_settings
 from amidkd.training.objective import ScheduledObjective, learns_through_assistant
 from amidkd.training.stages import (
@@ -143,13 +143,16 @@ def warm_start_of(config: RunConfig) -> WarmStartConfig | None:
 
 def _train(config: RunConfig, verb: str) -> RunFolder:
     run = _begin(config, verb)
-    resume = bool(config.training.resume_from_checkpoint)
-    _check_folder(run, resume=resume)
+    resume = config.training.resume_from_checkpoint
+    chosen_checkpoint(run.folder.path, resume)
+    _check_folder(run, resume=bool(resume))
     encoder = Encoder(run.tokenizer, config.data)
     encoded, places = read_rows(config, encoder)
     answers = bool(encoded.prompts) and config.data.unlabelled == "teacher_answers"
     if config.teacher is not None and (verb == "distill" or answers):
         run.teacher = make_teacher(config.teacher, student_tokenizer=run.tokenizer, device=run.device)
+    # Before the teacher answers, which may take hours: a student that cannot be made stops the run here.
+    student = _fresh_student(run)
     began = time.perf_counter()
     answering = _answering(run, encoder) if answers and run.teacher is not None else None
     lessons = gather_lessons(encoded, places, answering, first=run.first, wait=run.wait)
@@ -159,14 +162,14 @@ def _train(config: RunConfig, verb: str) -> RunFolder:
     settings = run_settings(config, **_contents(run, lessons, corpus))
     if resume and _holds_a_run(run.folder):
         check_same_run(run.folder.record().get("fingerprint", {}), settings, where=str(run.folder.path))
-        if run.folder.record().get("finished") and run.folder.student.is_dir():
+        if resume is True and run.folder.record().get("finished") and run.folder.student.is_dir():
             _log.info("%s is complete; nothing to do", run.folder.path)
             return run.folder
     run.wait()
     _open_record(run, lessons, settings)
     if answering is not None and "answers" not in run.folder.record().get("stages", {}):
         run.note(stages={"answers": {"answers": lessons.counts["answered by the teacher"], "seconds": seconds}})
-    student = _warmed_student(run, lessons, settings, vocab_size)
+    student = _warmed_student(run, student, lessons, settings, vocab_size)
     result = _main_stage(run, student, lessons, settings, vocab_size, corpus)
     _close(run, student, result)
     return run.folder
@@ -282,15 +285,14 @@ def _fresh_student(run: _Run) -> Any:
     )
 
 
-def _warmed_student(run: _Run, lessons: Lessons, settings: dict[str, Any], vocab_size: int) -> Any:
+def _warmed_student(run: _Run, student: Any, lessons: Lessons, settings: dict[str, Any], vocab_size: int) -> Any:
     """The student where the main stage starts; after a warm start always as it was saved, also in one go."""
     config = run.config
     warm = warm_start_of(config) if run.verb == "distill" else None
     if warm is None:
-        return _fresh_student(run)
+        return student
     folder = RunFolder(run.folder.path / WARM_START)
     if not folder.student.is_dir():
-        student = _fresh_student(run)
         result = train_stage(
             config,
             folder.path,

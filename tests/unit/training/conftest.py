@@ -13,8 +13,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with ``teacher/``, ``pretrained/``, ``train.jsonl`` and ``corpus.jsonl``."""
     folder = tmp_path_factory.mktemp("world")
     tokenizer = byte_tokenizer()
-    for name, seed, width in (("teacher", 1, 24), ("pretrained", 2, 16)):
-        tiny_gpt2(seed, width=width).save_pretrained(folder / name)
+    for name, seed, width, layers in (("teacher", 1, 24, 2), ("pretrained", 2, 16, 1)):
+        tiny_gpt2(seed, width=width, layers=layers).save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
     rows = [{"prompt": f"{n}+{n + 1}=", "completion": f"{2 * n + 1}" * (1 + n % 3)} for n in range(22)]
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -18,13 +18,13 @@ def byte_tokenizer() -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>")
 
 
-def tiny_gpt2(seed: int, *, width: int = 16, dropout: float = 0.0) -> Any:
+def tiny_gpt2(seed: int, *, width: int = 16, layers: int = 1, dropout: float = 0.0) -> Any:
     torch.manual_seed(seed)
     config = GPT2Config(
         vocab_size=VOCABULARY,
         n_positions=64,
         n_embd=width,
-        n_layer=1,
+        n_layer=layers,
         n_head=2,
         bos_token_id=1,
         eos_token_id=1,
