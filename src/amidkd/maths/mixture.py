@@ -263,17 +263,47 @@ def _geometric(sources: _Sources) -> tuple[Tensor, Tensor]:
 
 
 def _power(sources: _Sources, s: Setting) -> tuple[Tensor, Tensor]:
-    """s ≠ 0: log(Σ w_k e^{u_k})/s with u_k = s (log p_k − ref) ≤ 0, and ω."""
+    """s ≠ 0: log(Σ w_k e^{u_k})/s with u_k = s (log p_k − ref) ≤ 0, and ω.
+
+    Of three sources or more, those that are present at a token are averaged by themselves, and the logarithm of their
+    weight is added after: over a small s it is so large that no digit of the average would be left beside it.
+    """
+    apart = len(sources.weights) > 2
     excess = torch.zeros_like(sources.ref)
     total = torch.zeros_like(sources.ref)
     for weight, delta, here in zip(sources.weights, sources.deltas, sources.present, strict=True):
-        excess = excess + weight * torch.where(here, torch.expm1(s * delta), -1.0)
+        excess = excess + weight * torch.where(here, torch.expm1(s * delta), 0.0 if apart else -1.0)
         share = weight * torch.where(here, torch.exp(s * delta), 0.0)
         total = total + share
+    omega = share / torch.where(sources.live, total, 1.0)
+    if apart:
+        whole, level = _level(sources)
+        excess, total = excess / whole, total / whole
     near = sources.live & (excess > -0.5)
     far = sources.live & ~near
-    core = torch.where(far, torch.log(torch.where(far, total, 1.0)), torch.log1p(torch.where(near, excess, 0.0)))
-    return core / s, share / torch.where(sources.live, total, 1.0)
+    core = torch.where(far, torch.log(torch.where(far, total, 1.0)), torch.log1p(torch.where(near, excess, 0.0))) / s
+    if apart:
+        core = _centred(core, level / s, sources.live)
+    return core, omega
+
+
+def _level(sources: _Sources) -> tuple[Tensor, Tensor]:
+    """The weight W of the sources present at a token, and log W, exactly 0 where all are; outside the support 1 and 0."""
+    whole, missing = torch.zeros_like(sources.ref), torch.zeros_like(sources.ref)
+    for weight, here in zip(sources.weights, sources.present, strict=True):
+        whole = whole + weight * here.to(whole.dtype)
+        missing = missing + weight * (~here).to(whole.dtype)
+    whole = torch.where(sources.live, whole, 1.0)
+    mostly = sources.live & (whole > 0.5)
+    level = torch.where(mostly, torch.log1p(-torch.where(mostly, missing, 0.0)), torch.log(whole))
+    return whole, level
+
+
+def _centred(core: Tensor, level: Tensor, live: Tensor) -> Tensor:
+    """core + level, less the largest level of the row: a constant that the normaliser would take away again."""
+    some = live.any(-1, keepdim=True)
+    largest = torch.where(live, level.detach(), -torch.inf).amax(-1, keepdim=True)
+    return core + torch.where(live, level - torch.where(some, largest, 0.0), 0.0)
 
 
 def _log_normaliser(log_p: Tensor, sources: _Sources, core: Tensor, some: Tensor) -> Tensor:

@@ -73,7 +73,8 @@ def _power_term(log_a: Tensor, log_b: Tensor, x: Tensor, a: float, b: float) -> 
     near = torch.exp(c * log_a) * (inner * inner * _series(inner, c, b))
     outer = torch.where(small, 0.0, x)
     far = (_growth(log_a, log_b, outer, c, c) - _growth(log_a, log_b, outer, b, c)) / a
-    return torch.where(small, near, far)
+    # Subnormal numbers have too few digits for a difference that is never negative to stay so.
+    return torch.where(small, near, far.clamp(min=0.0))
 
 
 @final
