@@ -1,4 +1,4 @@
-"""Write reference.json: values and gradients from the textbook formulas, in 60 digits, by another route than the package.
+"""Write reference.json: values and gradients from the textbook formulas in 60 digits, by another route.
 
     python tests/golden/make_reference.py
 

@@ -1,4 +1,4 @@
-"""Value and gradient against numbers that other code computed: the package's own file, and the one beside the repository.
+"""Value and gradient against numbers that other code computed: the own file, and the one beside the repository.
 
 The metric is max|error| / max(max|reference|, 1e-3): 1e-8 in float64; 1e-3 in float32, on cases with |value| ≤ 200 and
 |gradient| ≤ 50.

@@ -7,8 +7,22 @@ import math
 
 import pytest
 import torch
-from catalogue import ALPHAS, ASSISTANT, BETWEEN, DIVERGENCES, LAMS, MASKS, SEEDED, alphas, error, lams, logits
-from catalogue import made, masked, objective, pairs
+from catalogue import (
+    ALPHAS,
+    ASSISTANT,
+    BETWEEN,
+    DIVERGENCES,
+    LAMS,
+    MASKS,
+    SEEDED,
+    alphas,
+    error,
+    lams,
+    logits,
+    masked,
+    objective,
+    pairs,
+)
 from covering import covering, grid
 from hypothesis import given
 from hypothesis import strategies as st

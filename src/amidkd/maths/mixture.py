@@ -288,7 +288,7 @@ def _power(sources: _Sources, s: Setting) -> tuple[Tensor, Tensor]:
 
 
 def _level(sources: _Sources) -> tuple[Tensor, Tensor]:
-    """The weight W of the sources present at a token, and log W, exactly 0 where all are; outside the support 1 and 0."""
+    """The weight W of the sources present at a token (1 where none is), and log W, exactly 0 where all are."""
     whole, missing = torch.zeros_like(sources.ref), torch.zeros_like(sources.ref)
     for weight, here in zip(sources.weights, sources.present, strict=True):
         whole = whole + weight * here.to(whole.dtype)
