@@ -144,9 +144,7 @@ def curve(name: str, folder: Path) -> list[float]:
             temperature=objective.temperature,
             vocab_size=VOCABULARY,
         ),
-        teacher=LiveTeacher(patterned_model(20, 1.9, sharpness=10), tokenizer, vocab_size=VOCABULARY)
-        if distills
-        else None,
+        teacher=teacher if distills else None,
         corpus=Corpus(examples(5, 3), weight=0.5, per_step=3) if name == "forward KL" else None,
     )
     trainer.fit(None)

@@ -3,7 +3,8 @@
 from amidkd.training.arguments import check_training_settings, training_arguments
 from amidkd.training.objective import ScheduledObjective, objective_at
 from amidkd.training.run import distill, run_generate, sft, warm_start_of
-from amidkd.training.trainer import Corpus, DistillationTrainer, LossSettings
+from amidkd.training.settings import Corpus, LossSettings
+from amidkd.training.trainer import DistillationTrainer
 
 __all__ = [
     "Corpus",

@@ -1,18 +1,21 @@
-"""A loss that is not finite: what to say about it."""
+"""What to say about a loss that is not finite, and about a start where nothing can be learnt."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from amidkd.data import Sequences
 from amidkd.maths import Objective
 from amidkd.maths.objective import AnyObjective
 from amidkd.signals import Hidden, Signal, TopK
 
-__all__ = ["Pass", "describe_failure", "likely_cause"]
+__all__ = ["STUCK", "Pass", "describe_failure", "describe_stuck", "gradient_is_finite", "likely_cause"]
+
+STUCK = 0.01
+"""Mean ω, weighted by the teacher, below which a student that learns through its assistant alone hardly moves."""
 
 _SHOWN = 16
 
@@ -28,6 +31,12 @@ class Pass:
 
     loss: Tensor
     sequences: Sequences
+
+
+def gradient_is_finite(model: nn.Module) -> Tensor:
+    """Whether every number of a model's gradient is finite, as a tensor, so that nothing waits on the device."""
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    return torch.isfinite(nn.utils.get_total_norm(gradients)) if gradients else torch.tensor(True)
 
 
 def likely_cause(
@@ -82,6 +91,21 @@ def describe_failure(
     return (
         f"the loss or its gradient is not finite at step {step}; the step was not made.\n"
         f"Rows of the batch: {names}{more}.\nLikely cause: {cause}.\n{saved}"
+    )
+
+
+def describe_stuck(responsibility: float) -> str:
+    """What to say where a student starts that learns through its assistant alone, and ω lets nothing through.
+
+    Args:
+        responsibility: Mean of Σ_v p(v) ω(v) over the first step's tokens.
+    """
+    return (
+        f"at the start the mean ω over the teacher's mass is {responsibility:.1e}: the student learns through the "
+        "assistant alone, in proportion to ω, so it will learn next to nothing. At λ = 0.1 a token that the teacher "
+        "finds 100 times likelier than the student has ω = 9e-6 at α = −5, 9e-4 at −3, 0.08 at −1, 0.47 at 0 and 0.9 "
+        "at 1. Set student.warm_start: true (fine-tuning first), or let objective.alpha fall from 1: "
+        "{kind: linear, start: 1, end: ...}"
     )
 
 

@@ -20,6 +20,7 @@ from amidkd.training.card import write_card
 from amidkd.training.checkpoint import chosen_checkpoint, keep_newest
 from amidkd.training.fingerprint import check_same_run, hash_examples, run_settings
 from amidkd.training.objective import ScheduledObjective, learns_through_assistant
+from amidkd.training.settings import LossSettings
 from amidkd.training.stages import (
     Answering,
     Lessons,
@@ -31,7 +32,6 @@ from amidkd.training.stages import (
     stage_arguments,
     train_stage,
 )
-from amidkd.training.trainer import LossSettings
 
 __all__ = ["distill", "run_generate", "sft", "warm_start_of"]
 

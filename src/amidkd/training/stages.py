@@ -15,7 +15,8 @@ from amidkd.policies import answer_examples, read_answers, write_answers
 from amidkd.teachers import LiveTeacher
 from amidkd.training.arguments import steps_of, training_arguments, warmup_of
 from amidkd.training.checkpoint import chosen_checkpoint, clear_leftovers
-from amidkd.training.trainer import Corpus, DistillationTrainer, LossSettings
+from amidkd.training.settings import Corpus, LossSettings
+from amidkd.training.trainer import DistillationTrainer
 
 __all__ = [
     "Answering",

@@ -5,9 +5,7 @@ its forward passes and ranks; checkpoints that are whole or not there, from whic
 before the optimizer's step where the loss is not finite.
 """
 
-import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 from warnings import warn
@@ -18,10 +16,9 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
-from amidkd.config import KernelsConfig
 from amidkd.data import Collator, Example, Sequences
 from amidkd.errors import LossError, SettingError, SettingWarning
-from amidkd.kernels import LossOutput, distillation_loss
+from amidkd.kernels import LossOutput
 from amidkd.models import Backbone, pad_id_of
 from amidkd.policies import DatasetPolicy, Policy
 from amidkd.record import RunFolder
@@ -38,62 +35,13 @@ from amidkd.training.checkpoint import (
     step_of,
     write_state,
 )
-from amidkd.training.failure import Pass, describe_failure, likely_cause
+from amidkd.training.failure import STUCK, Pass, describe_failure, describe_stuck, gradient_is_finite, likely_cause
 from amidkd.training.fingerprint import check_same_run
 from amidkd.training.hooks import Journal, StepHooks
 from amidkd.training.metrics import Measured, Progress
-from amidkd.training.objective import ScheduledObjective
+from amidkd.training.settings import Corpus, LossSettings, Tokens, hard_loss, soft_loss
 
-__all__ = ["Corpus", "DistillationTrainer", "LossSettings", "Tokens"]
-
-_log = logging.getLogger("amidkd")
-
-STUCK = 0.01
-"""Mean ω, weighted by the teacher, below which a student that learns through its assistant alone hardly moves."""
-
-
-@dataclass(frozen=True)
-class LossSettings:
-    """What a step minimises beside the teacher's signal.
-
-    Args:
-        objective: The objective of each step; None: cross-entropy alone.
-        cross_entropy_weight: Weight of cross-entropy on the labels.
-        temperature: Divides the logits of both sides.
-        vocab_size: Vocabulary shared by teacher, student and tokenizer.
-        kernels: Backend and memory of the loss.
-        warn_where_stuck: Whether to warn where ω says that the first step can teach nothing.
-    """
-
-    objective: ScheduledObjective | None = None
-    cross_entropy_weight: float = 0.0
-    temperature: float = 1.0
-    vocab_size: int | None = None
-    kernels: KernelsConfig = field(default_factory=KernelsConfig)
-    warn_where_stuck: bool = False
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """Plain text for a next-token loss with a normaliser of its own.
-
-    Args:
-        windows: Windows of text.
-        weight: Weight of the mean cross-entropy of the step's windows.
-        per_step: Windows of an optimizer step over all ranks; None: as many as rows.
-    """
-
-    windows: Sequence[Example]
-    weight: float = 1.0
-    per_step: int | None = None
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """Supervised tokens of an optimizer step, over all its forward passes and ranks."""
-
-    data: int
-    corpus: int
+__all__ = ["DistillationTrainer"]
 
 
 class DistillationTrainer(Trainer):
@@ -159,7 +107,8 @@ class DistillationTrainer(Trainer):
         for callback in (PrinterCallback, ProgressCallback):
             self.remove_callback(callback)
         self.add_callback(StepHooks(self))
-        self.add_callback(Journal(RunFolder(Path(arguments.output_dir)), name=name, show=show_progress))
+        self._journal = Journal(RunFolder(Path(arguments.output_dir)), name=name, show=show_progress)
+        self.add_callback(self._journal)
         # Ranks must not drop the same units out.
         torch.manual_seed(arguments.seed + arguments.process_index)
 
@@ -274,50 +223,31 @@ class DistillationTrainer(Trainer):
         """
         sequences, tokens = inputs["sequences"], num_items_in_batch
         measure = self.will_log(self.state.global_step + 1) or self._is_watched
-        out = self._distillation(model, sequences, tokens, measure=measure)
+        out = self._loss_of(model, sequences, tokens, measure=measure)
         self.last_backend = out.backend
         self._measured.add(out.metrics)
         loss = out.loss
-        if inputs["corpus"] is not None and self._corpus is not None:
-            corpus = self._cross_entropy(model, inputs["corpus"], tokens.corpus).loss
+        text = inputs["corpus"]
+        if text is not None and self._corpus is not None:
+            corpus = hard_loss(self.loss, student=self._signal(model, text), sequences=text, count=tokens.corpus).loss
             self._corpus_losses.append(corpus.detach())
             loss = loss + self._corpus.weight * corpus
         self._passes.append(Pass(loss.detach(), sequences))
         # Gradients are averaged over the ranks; the sum is wanted.
         return loss * self.args.world_size
 
-    def _distillation(self, model: nn.Module, sequences: Sequences, tokens: Tokens, *, measure: bool) -> LossOutput:
-        settings, teacher = self.loss, self.teacher
-        if teacher is None or settings.objective is None:
-            return self._cross_entropy(model, sequences, tokens.data, measure=measure)
+    def _loss_of(self, model: nn.Module, sequences: Sequences, tokens: Tokens, *, measure: bool) -> LossOutput:
         student = self._signal(model, sequences)
-        weight = settings.cross_entropy_weight
-        return distillation_loss(
+        if self.teacher is None:
+            return hard_loss(self.loss, student=student, sequences=sequences, count=tokens.data, measure=measure)
+        return soft_loss(
+            self.loss,
             student=student,
-            teacher=teacher.signal(sequences),
-            objective=settings.objective.at(self.state.global_step),
-            labels=sequences.labels_N() if weight > 0 else None,
-            cross_entropy_weight=weight,
-            temperature=settings.temperature,
-            denominator=max(1, tokens.data),
-            vocab_size=settings.vocab_size,
-            backend=settings.kernels.backend,
-            memory_mb=settings.kernels.memory_mb,
-            metrics=measure,
-        )
-
-    def _cross_entropy(
-        self, model: nn.Module, sequences: Sequences, count: int, *, measure: bool = False
-    ) -> LossOutput:
-        return distillation_loss(
-            student=self._signal(model, sequences),
-            labels=sequences.labels_N(),
-            cross_entropy_weight=1.0,
-            denominator=max(1, count),
-            vocab_size=self.loss.vocab_size,
-            backend=self.loss.kernels.backend,
-            memory_mb=self.loss.kernels.memory_mb,
-            metrics=measure,
+            teacher=self.teacher.signal(sequences),
+            sequences=sequences,
+            step=self.state.global_step,
+            count=tokens.data,
+            measure=measure,
         )
 
     def _signal(self, model: nn.Module, sequences: Sequences) -> Any:
@@ -335,7 +265,10 @@ class DistillationTrainer(Trainer):
         """
         losses = torch.stack([one.loss for one in self._passes]).double()
         corpus = torch.stack(self._corpus_losses).double().sum() if self._corpus_losses else losses.new_zeros(())
-        sound = torch.isfinite(losses).all() & self._gradient_is_finite().to(losses.device)
+        sound = torch.isfinite(losses).all()
+        # Under a gradient scaler an overflow is normal: the scaler leaves that step out.
+        if not self.args.fp16:
+            sound &= gradient_is_finite(self.model).to(sound.device)
         values = torch.stack([losses.sum(), corpus, (~sound).double()]).tolist()
         loss, corpus_loss, unsound = self.add_up(values)
         if unsound > 0:
@@ -346,25 +279,10 @@ class DistillationTrainer(Trainer):
         if self._is_watched:
             self._warn_where_stuck()
 
-    def _gradient_is_finite(self) -> Tensor:
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        # Under a gradient scaler an overflow is normal: the scaler leaves that step out.
-        if self.args.fp16 or not gradients:
-            return torch.tensor(True)
-        return torch.isfinite(nn.utils.get_total_norm(gradients))
-
     def _warn_where_stuck(self) -> None:
         mean = self._measured.means(self.add_up).get("responsibility")
         if mean is not None and mean < STUCK and self.is_world_process_zero():
-            warn(
-                f"at the start the mean ω over the teacher's mass is {mean:.1e}: the student learns through the "
-                "assistant alone, in proportion to ω, so it will learn next to nothing. At λ = 0.1 a token that the "
-                "teacher finds 100 times likelier than the student has ω = 9e-6 at α = −5, 9e-4 at −3, 0.08 at −1, "
-                "0.47 at 0 and 0.9 at 1. Set student.warm_start: true (fine-tuning first), or let objective.alpha "
-                "fall from 1: {kind: linear, start: 1, end: ...}",
-                SettingWarning,
-                stacklevel=2,
-            )
+            warn(describe_stuck(mean), SettingWarning, stacklevel=2)
 
     # Failure
 
@@ -429,7 +347,10 @@ class DistillationTrainer(Trainer):
             self.state.global_step = step
             return None
         self.progress.start()
-        return self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        try:
+            return self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        finally:
+            self._journal.close()
 
     def _load_ours(self, checkpoint: Path, state: dict[str, Any]) -> None:
         self.progress.load_state(state["progress"])
