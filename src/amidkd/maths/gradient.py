@@ -16,7 +16,6 @@ from amidkd.errors import SettingError
 from amidkd.maths.divergence import Divergence, Pair, UserDivergence
 from amidkd.maths.mixture import responsibility
 from amidkd.maths.objective import AnyObjective, Objective, WeightedSum
-from amidkd.maths.shapes import LogProbs
 
 __all__ = ["responsibility", "value_and_gradient"]
 
@@ -59,30 +58,40 @@ def value_and_gradient(
 
 
 def _one(objective: Objective, teacher: Tensor | Sequence[Tensor], student: Tensor) -> tuple[Tensor, Tensor]:
-    learns = "assistant" in objective.between and not objective.detach_assistant
-    seats = objective.seats(teacher=teacher, student=student, responsibility=learns)
-    value, to_a, to_b = _partials(objective.divergence, seats.a, seats.b)
     first, second = objective.between.split("||")
+    learns = "assistant" in (first, second) and not objective.detach_assistant
+    pair, omega = _prepare(objective, teacher, student, learns=learns)
+    value, to_a, to_b = _partials(objective.divergence, pair)
+    log_r = pair.log_a if first == "assistant" else pair.log_b
+    live = pair.both | (pair.only_a if first == "assistant" else pair.only_b)
+    del pair
     to = {first: to_a, second: to_b}
     slope = to.get("student")
     if learns:
-        assert seats.mixture is not None
+        assert omega is not None
         through = to["assistant"]
-        r = torch.exp(seats.mixture.distribution.plain())
-        through = seats.mixture.of_last() * (through - r * through.sum(-1, keepdim=True))
+        through = omega * (through - torch.where(live, log_r.exp(), 0.0) * through.sum(-1, keepdim=True))
         slope = through if slope is None else slope + through
     assert slope is not None
-    q = torch.exp(student).to(slope.dtype)
-    return value, slope - q * slope.sum(-1, keepdim=True)
+    return value, slope - torch.exp(student).to(slope.dtype) * slope.sum(-1, keepdim=True)
 
 
-def _partials(divergence: Divergence | UserDivergence, a: LogProbs, b: LogProbs) -> tuple[Tensor, Tensor, Tensor]:
+def _prepare(
+    objective: Objective, teacher: Tensor | Sequence[Tensor], student: Tensor, *, learns: bool
+) -> tuple[Pair, Tensor | None]:
+    """The pair that is compared, and ω where it is wanted; all else is let go."""
+    seats = objective.seats(teacher=teacher, student=student, responsibility=learns)
+    return Pair.of(seats.a, seats.b), None if seats.mixture is None else seats.mixture.omega
+
+
+def _partials(divergence: Divergence | UserDivergence, pair: Pair) -> tuple[Tensor, Tensor, Tensor]:
     """D [*N], ∂D/∂log a and ∂D/∂log b [*N, V]."""
     if isinstance(divergence, Divergence):
-        pair = Pair.of(a, b)
         return divergence.value(pair), *divergence.slopes(pair)
+    has_a, has_b = pair.both | pair.only_a, pair.both | pair.only_b
     with torch.enable_grad():
-        log_a, log_b = a.plain().requires_grad_(), b.plain().requires_grad_()
+        log_a = torch.where(has_a, pair.log_a, -torch.inf).requires_grad_()
+        log_b = torch.where(has_b, pair.log_b, -torch.inf).requires_grad_()
         value = divergence(log_a, log_b)
         if value.shape != log_a.shape[:-1] or not value.requires_grad:
             raise SettingError(
@@ -92,4 +101,4 @@ def _partials(divergence: Divergence | UserDivergence, a: LogProbs, b: LogProbs)
         to_a, to_b = torch.autograd.grad(value.sum(), (log_a, log_b), allow_unused=True, materialize_grads=True)
     value = value.detach()
     finite = (value != torch.inf).unsqueeze(-1)
-    return value, torch.where(a.live & finite, to_a, 0.0), torch.where(b.live & finite, to_b, 0.0)
+    return value, torch.where(has_a & finite, to_a, 0.0), torch.where(has_b & finite, to_b, 0.0)

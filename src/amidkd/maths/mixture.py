@@ -198,17 +198,22 @@ def _power_mean(log_ps: list[Tensor], weights: list[Setting], s: Setting, *, ome
     """The mixture of two sources or more, of which none has the number 0 as its weight."""
     sources = _measure(log_ps, weights, s)
     core, share = _core(sources, s)
-    some = sources.live.any(-1, keepdim=True)
-    shift = torch.where(sources.live, core.detach(), -torch.inf).amax(-1, keepdim=True)
-    core = torch.where(sources.live, core - torch.where(some, shift, 0.0), 0.0)
-    normaliser = _log_normaliser(log_ps[-1], sources, core, some)
+    ref, live = sources.ref, sources.live
+    del sources
+    core = _centred(torch.where(live, core, 0.0), live)
+    normaliser = _log_normaliser(log_ps[-1], ref, live, core)
     if any(isinstance(weight, Tensor) for weight in weights):
         normaliser = torch.where(_alone(weights), 0.0, normaliser)
-    offset = core - normaliser
-    distribution = LogProbs(sources.ref, torch.where(sources.live, offset, 0.0), sources.live)
+    distribution = LogProbs(ref, torch.where(live, core - normaliser, 0.0), live)
     if not omega:
         return Mixture(distribution, None)
     return Mixture(distribution, share if last else torch.zeros_like(core))
+
+
+def _centred(values: Tensor, live: Tensor) -> Tensor:
+    """Values less the row's largest on the support: a constant, which the normaliser would take away again."""
+    largest = torch.where(live, values.detach(), -torch.inf).amax(-1, keepdim=True)
+    return torch.where(live, values - torch.where(live.any(-1, keepdim=True), largest, 0.0), 0.0)
 
 
 def _alone(weights: list[Setting]) -> Tensor:
@@ -283,7 +288,7 @@ def _power(sources: _Sources, s: Setting) -> tuple[Tensor, Tensor]:
     far = sources.live & ~near
     core = torch.where(far, torch.log(torch.where(far, total, 1.0)), torch.log1p(torch.where(near, excess, 0.0))) / s
     if apart:
-        core = _centred(core, level / s, sources.live)
+        core = core + _centred(level / s, sources.live)
     return core, omega
 
 
@@ -299,39 +304,37 @@ def _level(sources: _Sources) -> tuple[Tensor, Tensor]:
     return whole, level
 
 
-def _centred(core: Tensor, level: Tensor, live: Tensor) -> Tensor:
-    """core + level, less the largest level of the row: a constant that the normaliser would take away again."""
-    some = live.any(-1, keepdim=True)
-    largest = torch.where(live, level.detach(), -torch.inf).amax(-1, keepdim=True)
-    return core + torch.where(live, level - torch.where(some, largest, 0.0), 0.0)
-
-
-def _log_normaliser(log_p: Tensor, sources: _Sources, core: Tensor, some: Tensor) -> Tensor:
-    """log Σ m [*N, 1], 0 in rows without support; p is the last source.
+def _log_normaliser(log_p: Tensor, ref: Tensor, live: Tensor, core: Tensor) -> Tensor:
+    """log Σ m [*N, 1] with log m = ref + core, 0 in rows without support; p is the last source.
 
     The value comes from Σ (m − p) where it is near 0; the derivative is always that of the log-sum-exp.
     """
-    log_m = torch.where(sources.live, sources.ref + core, -torch.inf)
-    far = torch.where(some, log_m, 0.0).logsumexp(-1, keepdim=True)
+    some = live.any(-1, keepdim=True)
+    far = torch.where(live, ref + core, torch.where(some, -torch.inf, 0.0)).logsumexp(-1, keepdim=True)
     far = torch.where(some, far, 0.0)
     with torch.no_grad():
-        exact = torch.where(some & (far.abs() < NEAR_ONE), _near_normaliser(log_p, sources, core, log_m), far)
+        exact = torch.where(some & (far.abs() < NEAR_ONE), _near_normaliser(log_p, ref, live, core), far)
         correction = exact - far
     return far + correction
 
 
-def _near_normaliser(log_p: Tensor, sources: _Sources, core: Tensor, log_m: Tensor) -> Tensor:
+def _near_normaliser(log_p: Tensor, ref: Tensor, live: Tensor, core: Tensor) -> Tensor:
     """log Σp + log1p(Σ (m − p) / Σp) [*N, 1], of use where it is near 0; log Σp is 0 but for unnormalised p."""
     has = log_p != -torch.inf
-    both = sources.live & has
-    base = torch.where(both, log_p, 0.0)
-    ratio = torch.where(both, sources.ref - base + core, 0.0)
-    change = torch.where(both, exp_difference(base, torch.where(both, log_m, 0.0), ratio), torch.exp(log_m))
-    change = change - torch.where(has & ~sources.live, torch.exp(log_p), 0.0)
+    change = _change(log_p, ref, core, live & has)
+    change = torch.where(live & ~has, torch.exp(ref + core), change)
+    change = torch.where(has & ~live, -torch.exp(log_p), change).sum(-1, keepdim=True)
     whole = log_p.logsumexp(-1, keepdim=True)
     rounding = ROUNDING * torch.finfo(log_p.dtype).eps
     whole = torch.where(whole.abs() < rounding, 0.0, whole)
-    return whole + torch.log1p(change.sum(-1, keepdim=True) * torch.exp(-whole))
+    return whole + torch.log1p(change * torch.exp(-whole))
+
+
+def _change(log_p: Tensor, ref: Tensor, core: Tensor, both: Tensor) -> Tensor:
+    """m − p [*N, V] where both live, else 0."""
+    base = torch.where(both, log_p, ref)
+    ratio = torch.where(both, ref - base + core, 0.0)
+    return exp_difference(base, ref + core, ratio)
 
 
 def exp_difference(log_from: Tensor, log_to: Tensor, w: Tensor) -> Tensor:
@@ -343,5 +346,5 @@ def exp_difference(log_from: Tensor, log_to: Tensor, w: Tensor) -> Tensor:
         w: Their difference; where it is 0, the result is 0.
     """
     start = torch.exp(log_from)
-    near = start * torch.expm1(w.clamp(min=-1.0, max=1.0))
+    near = torch.expm1(w.clamp(min=-1.0, max=1.0)) * start
     return torch.where(w.abs() < 1.0, near, torch.exp(log_to) - start)

@@ -88,14 +88,14 @@ class Divergence(ABC):
     def value(self, pair: Pair) -> Tensor:
         """D [*N] of a pair."""
         infinite = self._infinite(pair)
-        total = self._terms(_without(pair, infinite)).sum(-1)
-        return torch.where(pair.empty.squeeze(-1) | infinite.any(-1), torch.inf, total)
+        row = pair.empty.squeeze(-1) | infinite.any(-1)
+        return torch.where(row, torch.inf, self._terms(pair, infinite).sum(-1))
 
     def slopes(self, pair: Pair) -> tuple[Tensor, Tensor]:
         """Partial derivatives [*N, V] of a pair; 0 in infinite rows."""
         infinite = self._infinite(pair)
         row = pair.empty | infinite.any(-1, keepdim=True)
-        to_a, to_b = self._slopes(_without(pair, infinite))
+        to_a, to_b = self._slopes(pair, infinite)
         return torch.where(row, 0.0, to_a), torch.where(row, 0.0, to_b)
 
     @abstractmethod
@@ -103,22 +103,9 @@ class Divergence(ABC):
         """Tokens [*N, V] whose part of the sum is infinite or out of range."""
 
     @abstractmethod
-    def _terms(self, pair: Pair) -> Tensor:
-        """What each token adds [*N, V], ≥ 0; 0 where neither side lives."""
+    def _terms(self, pair: Pair, infinite: Tensor) -> Tensor:
+        """What each token adds [*N, V], ≥ 0 and finite; 0 where neither side lives."""
 
     @abstractmethod
-    def _slopes(self, pair: Pair) -> tuple[Tensor, Tensor]:
-        """Partial derivatives, 0 where neither side lives."""
-
-
-def _without(pair: Pair, infinite: Tensor) -> Pair:
-    """The pair with some tokens taken out on both sides, before any arithmetic."""
-    return Pair(
-        log_a=torch.where(infinite, 0.0, pair.log_a),
-        log_b=torch.where(infinite, 0.0, pair.log_b),
-        x=torch.where(infinite, 0.0, pair.x),
-        both=pair.both & ~infinite,
-        only_a=pair.only_a & ~infinite,
-        only_b=pair.only_b & ~infinite,
-        empty=pair.empty,
-    )
+    def _slopes(self, pair: Pair, infinite: Tensor) -> tuple[Tensor, Tensor]:
+        """Partial derivatives, finite, 0 where neither side lives."""

@@ -40,11 +40,16 @@ HEADROOM = 20.0
 """Natural logarithm of what is kept between the largest term and the largest float, for sums and factors."""
 
 
+def _times(x: Tensor, factor: float) -> Tensor:
+    return x if factor == 1.0 else factor * x
+
+
 def _growth(log_a: Tensor, log_b: Tensor, x: Tensor, c: float, total: float) -> Tensor:
     """a^C E_c(x) = (a^{C−c} b^c − a^C)/c [*N, V], with C = ``total``."""
     if abs(c) < NEGLIGIBLE:
-        return torch.exp(total * log_a) * x
-    return exp_difference(total * log_a, (total - c) * log_a + c * log_b, c * x) / c
+        return torch.exp(_times(log_a, total)) * x
+    log_to = _times(log_b, c) if c == total else (total - c) * log_a + _times(log_b, c)
+    return _times(exp_difference(_times(log_a, total), log_to, _times(x, c)), 1.0 / c)
 
 
 def _series(x: Tensor, c: float, b: float) -> Tensor:
@@ -65,16 +70,24 @@ def _power_term(log_a: Tensor, log_b: Tensor, x: Tensor, a: float, b: float) -> 
     """a^C (E_C(x) − E_B(x))/A for tokens where both live [*N, V]; 0 at x = 0."""
     if abs(b) > abs(a):
         return _power_term(log_b, log_a, -x, b, a)
-    c = a + b
     if abs(a) < NEGLIGIBLE:
         return 0.5 * x * x
-    small = x.abs() * max(abs(c), abs(b)) <= SERIES_RADIUS
-    inner = torch.where(small, x, 0.0)
-    near = torch.exp(c * log_a) * (inner * inner * _series(inner, c, b))
-    outer = torch.where(small, 0.0, x)
-    far = (_growth(log_a, log_b, outer, c, c) - _growth(log_a, log_b, outer, b, c)) / a
+    small = x.abs() * max(abs(a + b), abs(b)) <= SERIES_RADIUS
+    far = _far_term(log_a, log_b, torch.where(small, 0.0, x), a, b)
+    return torch.where(small, _near_term(log_a, torch.where(small, x, 0.0), a, b), far)
+
+
+def _near_term(log_a: Tensor, x: Tensor, a: float, b: float) -> Tensor:
+    """By the series."""
+    return torch.exp(_times(log_a, a + b)) * (x * x * _series(x, a + b, b))
+
+
+def _far_term(log_a: Tensor, log_b: Tensor, x: Tensor, a: float, b: float) -> Tensor:
+    """As it stands."""
+    c = a + b
+    term = _growth(log_a, log_b, x, c, c) - _growth(log_a, log_b, x, b, c)
     # Subnormal numbers have too few digits for a difference that is never negative to stay so.
-    return torch.where(small, near, far.clamp(min=0.0))
+    return _times(term, 1.0 / a).clamp(min=0.0)
 
 
 @final
@@ -108,26 +121,27 @@ class PowerDivergence(Divergence):
                     infinite = infinite | (pair.both & (exponent > limit))
         return infinite
 
-    def _shared(self, pair: Pair) -> tuple[Tensor, Tensor]:
-        """log a and log b, 0 where only one side lives if a power of the other would pass the range there."""
+    def _shared(self, pair: Pair, infinite: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """log a, log b and x where both live; with a negative exponent 0 elsewhere, where a power could overflow."""
         if min(self.a, self.b, self.a + self.b) >= 0:
-            return pair.log_a, pair.log_b
-        return torch.where(pair.both, pair.log_a, 0.0), torch.where(pair.both, pair.log_b, 0.0)
+            return pair.log_a, pair.log_b, pair.x
+        kept = pair.both & ~infinite
+        return torch.where(kept, pair.log_a, 0.0), torch.where(kept, pair.log_b, 0.0), torch.where(kept, pair.x, 0.0)
 
-    def _terms(self, pair: Pair) -> Tensor:
+    def _terms(self, pair: Pair, infinite: Tensor) -> Tensor:
         a, b, c = self.a, self.b, self.a + self.b
-        terms = _power_term(*self._shared(pair), pair.x, a, b)
+        terms = _power_term(*self._shared(pair, infinite), a, b)
         if b > 0 and c > 0:
             terms = torch.where(pair.only_a, torch.exp(c * pair.log_a) / (b * c), terms)
         if a > 0 and c > 0:
             terms = torch.where(pair.only_b, torch.exp(c * pair.log_b) / (a * c), terms)
         return terms if self.factor == 1.0 else self.factor * terms
 
-    def _slopes(self, pair: Pair) -> tuple[Tensor, Tensor]:
+    def _slopes(self, pair: Pair, infinite: Tensor) -> tuple[Tensor, Tensor]:
         a, b, c = self.a, self.b, self.a + self.b
-        log_a, log_b = self._shared(pair)
-        to_a = _growth(log_a, log_b, pair.x, b, c) * -self.factor
-        to_b = _growth(log_b, log_a, -pair.x, a, c) * -self.factor
+        log_a, log_b, x = self._shared(pair, infinite)
+        to_a = _growth(log_a, log_b, x, b, c) * -self.factor
+        to_b = _growth(log_b, log_a, -x, a, c) * -self.factor
         if b > 0 and c > 0:
             to_a = torch.where(pair.only_a, torch.exp(c * pair.log_a) * (self.factor / b), to_a)
         if a > 0 and c > 0:
@@ -145,10 +159,10 @@ class Jeffreys(Divergence):
     def _infinite(self, pair: Pair) -> Tensor:
         return pair.only_a | pair.only_b
 
-    def _terms(self, pair: Pair) -> Tensor:
+    def _terms(self, pair: Pair, infinite: Tensor) -> Tensor:
         return exp_difference(pair.log_a, pair.log_b, pair.x) * pair.x
 
-    def _slopes(self, pair: Pair) -> tuple[Tensor, Tensor]:
+    def _slopes(self, pair: Pair, infinite: Tensor) -> tuple[Tensor, Tensor]:
         rise = exp_difference(pair.log_a, pair.log_b, pair.x)
         return -torch.exp(pair.log_a) * pair.x - rise, torch.exp(pair.log_b) * pair.x + rise
 
@@ -163,14 +177,14 @@ class JensenShannon(Divergence):
     def _infinite(self, pair: Pair) -> Tensor:
         return torch.zeros_like(pair.both)
 
-    def _terms(self, pair: Pair) -> Tensor:
+    def _terms(self, pair: Pair, infinite: Tensor) -> Tensor:
         from_a, from_b = self._to_middle(pair.x)
         middle = torch.where(pair.x <= 0, pair.log_a + from_a, pair.log_b + from_b)
         first = _power_term(pair.log_a, middle, from_a, 1.0, 0.0)
         terms = 0.5 * (first + _power_term(pair.log_b, middle, from_b, 1.0, 0.0))
         return self._alone(pair, pair.only_a, pair.log_a, self._alone(pair, pair.only_b, pair.log_b, terms))
 
-    def _slopes(self, pair: Pair) -> tuple[Tensor, Tensor]:
+    def _slopes(self, pair: Pair, infinite: Tensor) -> tuple[Tensor, Tensor]:
         from_a, from_b = self._to_middle(pair.x)
         to_a = -0.5 * torch.exp(pair.log_a) * from_a
         to_b = -0.5 * torch.exp(pair.log_b) * from_b
@@ -199,12 +213,12 @@ class TotalVariation(Divergence):
     def _infinite(self, pair: Pair) -> Tensor:
         return torch.zeros_like(pair.both)
 
-    def _terms(self, pair: Pair) -> Tensor:
+    def _terms(self, pair: Pair, infinite: Tensor) -> Tensor:
         terms = 0.5 * exp_difference(pair.log_a, pair.log_b, pair.x).abs()
         terms = torch.where(pair.only_a, 0.5 * torch.exp(pair.log_a), terms)
         return torch.where(pair.only_b, 0.5 * torch.exp(pair.log_b), terms)
 
-    def _slopes(self, pair: Pair) -> tuple[Tensor, Tensor]:
+    def _slopes(self, pair: Pair, infinite: Tensor) -> tuple[Tensor, Tensor]:
         side = 0.5 * pair.x.sign()
         to_a = torch.where(pair.only_a, 0.5, -side) * torch.exp(pair.log_a)
         to_b = torch.where(pair.only_b, 0.5, side) * torch.exp(pair.log_b)
