@@ -200,3 +200,12 @@ def test_real_pronunciation_run(shared, repository, tmp_path) -> None:
     assert folder.record()["data"] == {"labelled": 20, "answered by the teacher": 380}
     assert json.loads((folder.student / "config.json").read_text())["num_hidden_layers"] == 2
     assert yaml.safe_load(folder.run_file.read_text())["training"]["max_steps"] == 10
+
+
+@pytest.mark.parametrize(("alpha", "warns"), [(-3, True), (-1, False)])
+def test_real_start_from_random_weights(alpha, warns, shared, repository, tmp_path, recwarn) -> None:
+    """From random weights α = −3 learns no word of this task, α = −1 a third of them."""
+    overrides = [f"output={tmp_path / 'g2p'}", "data.max_rows=100", "data.label_fraction=1", "training.max_steps=1"]
+    overrides += ["training.per_device_train_batch_size=64", "student.warm_start=false", f"objective.alpha={alpha}"]
+    distill(load(repository / "recipes" / "g2p.yaml", overrides))
+    assert any("learns through the assistant alone" in str(w.message) for w in recwarn) is warns
