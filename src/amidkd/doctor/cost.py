@@ -124,7 +124,7 @@ def peak_memory_mb() -> float:
 
 
 def compare_with_estimate(folder: RunFolder) -> str | None:
-    """Hold a finished run against the doctor's estimate, in the record and in a sentence; None where they do not fit."""
+    """Hold a run against the doctor's estimate, in its record and in a sentence; None where they do not fit."""
     path = folder.path / ESTIMATE_FILE
     stages = folder.record().get("stages", {})
     if not path.is_file() or not stages:
