@@ -1,5 +1,6 @@
 """From the run file's ``training`` section to ``transformers.TrainingArguments``, checked before work starts."""
 
+import atexit
 import dataclasses
 import difflib
 import logging
@@ -145,7 +146,17 @@ def training_arguments(config: RunConfig, folder: Path, **differing: Any) -> "Tr
         _log.info("Using one of %d GPUs; for all of them: accelerate launch -m amidkd ...", arguments.n_gpu)
         # One process must not spread over several devices by nn.DataParallel: the loss is computed outside the model.
         arguments._n_gpu = 1
+    if arguments.world_size > 1:
+        # A group that outlives Python's own shutdown aborts the process now and then, after all work is done.
+        atexit.register(_leave_process_group)
     return arguments
+
+
+def _leave_process_group() -> None:
+    import torch.distributed
+
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def steps_of(arguments: "TrainingArguments", examples: int) -> int:

@@ -17,8 +17,8 @@ __all__ = ["STUCK", "Pass", "describe_failure", "describe_stuck", "gradient_is_f
 STUCK = 0.05
 """Mean of Σ_v p(v) ω(v) below which a student that learns through its assistant alone hardly moves.
 
-From random weights on the pronunciation task it is 0.012 at α = −3, where no word was learnt, and 0.11 at α = −1, where a
-third was; after fine-tuning it is above 0.77 at any α. What the teacher finds unlikely too keeps it from 0.
+From random weights on the pronunciation task it is 0.012 at α = −3, where no word was learnt, and 0.11 at α = −1, where
+a third was; after fine-tuning it is above 0.77 at any α. What the teacher finds unlikely too keeps it from 0.
 """
 
 _SHOWN = 16

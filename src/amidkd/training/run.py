@@ -26,6 +26,7 @@ from amidkd.training.stages import (
     Lessons,
     StageResult,
     answer_prompts,
+    check_tokens,
     gather_lessons,
     load_corpus,
     read_rows,
@@ -158,6 +159,7 @@ def _train(config: RunConfig, verb: str) -> RunFolder:
     lessons = gather_lessons(encoded, places, answering, first=run.first, wait=run.wait)
     seconds = time.perf_counter() - began
     vocab_size = vocabulary_size(run.tokenizer) if run.teacher is None else run.teacher.vocab_size
+    check_tokens(lessons, vocab_size)
     corpus = load_corpus(config, run.tokenizer, vocab_size=vocab_size)
     settings = run_settings(config, **_contents(run, lessons, corpus))
     if resume and _holds_a_run(run.folder):

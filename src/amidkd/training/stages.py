@@ -23,6 +23,7 @@ __all__ = [
     "Lessons",
     "StageResult",
     "answer_prompts",
+    "check_tokens",
     "gather_lessons",
     "load_corpus",
     "read_rows",
@@ -137,6 +138,25 @@ def gather_lessons(
             + "); rows need a completion, or a teacher and data.unlabelled: teacher_answers"
         )
     return Lessons(sorted(examples, key=lambda example: example.row), places, counts)
+
+
+def check_tokens(lessons: Lessons, vocab_size: int) -> None:
+    """Refuse rows with ids that teacher and student do not share, before work starts.
+
+    Args:
+        lessons: The rows.
+        vocab_size: Size of the shared vocabulary.
+
+    Raises:
+        SettingError: With the first such row.
+    """
+    for example in lessons.examples:
+        largest = max(example.tokens)
+        if largest >= vocab_size:
+            raise SettingError(
+                f"{lessons.places[example.row]}: token {largest} lies beyond the {vocab_size} ids that teacher and "
+                "student share; remove it from the row or its template"
+            )
 
 
 def _places(rows: Sequence[Row]) -> list[str]:

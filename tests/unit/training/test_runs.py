@@ -170,6 +170,23 @@ def test_bad_settings_stop_before_anything_is_written(run_tree, world, tmp_path)
     refused("is a file", output=str(file))
 
 
+def test_a_token_that_the_teacher_lacks_is_named_with_its_row(run_tree, world, tmp_path) -> None:
+    from tiny import byte_tokenizer, tiny_gpt2
+
+    model, tokenizer = tiny_gpt2(5), byte_tokenizer()
+    tokenizer.add_tokens(["<extra>"])
+    model.resize_token_embeddings(len(tokenizer))
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "wider")
+    data = tmp_path / "rows.jsonl"
+    data.write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a", "completion": "<extra>"}\n')
+    run_tree["student"] = {"kind": "pretrained", "model": str(tmp_path / "wider")}
+    run_tree["data"]["train"] = str(data)
+    with pytest.raises(SettingError, match=r"rows\.jsonl, line 2: token 258 lies beyond the 258 ids"):
+        distill(parse(run_tree))
+    assert not (tmp_path / "run").exists()
+
+
 def test_warm_start_of(run_tree, world) -> None:
     def warm(**student):
         return warm_start_of(parse(run_tree | {"student": student}))
