@@ -71,7 +71,7 @@ def _reverse(rng: Random) -> Drawn:
 
 
 def _position(rng: Random) -> Drawn:
-    words = _some_nouns(rng, 3, 4)
+    words = _some_nouns(rng, 3, 3)
     place, index = rng.choice([("first", 0), ("second", 1), ("last", -1)])
     return {"list": _listed(words), "place": place}, [words[index]]
 
@@ -157,7 +157,7 @@ def _another(rng: Random) -> Drawn:
 def _odd_one_out(rng: Random) -> Drawn:
     many, one = rng.sample(list(CATEGORIES), 2)
     odd = rng.choice(CATEGORIES[one])
-    words = [*rng.sample(CATEGORIES[many], 3), odd]
+    words = [*rng.sample(CATEGORIES[many], 2), odd]
     rng.shuffle(words)
     return {"list": _listed(words)}, [odd]
 

@@ -7,7 +7,7 @@ As a module it writes the files that ``recipes/demo_teacher.yaml`` trains the pa
 
 import argparse
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from random import Random
 from typing import Literal, TypedDict
@@ -23,7 +23,10 @@ PROMPT_TEMPLATE = "<s>{prompt}<answer>"
 
 Split = Literal["train", "validation", "test"]
 
-TEACHER_SEED, TEACHER_ROWS, VALIDATION_ROWS = 1, 40_000, 1_000
+TEACHER_SEED, TEACHER_ROWS, VALIDATION_ROWS = 1, 96_000, 1_000
+# Skills that work on a list of words take far more rows to learn than those that look up one word.
+LIST_SKILLS = {"sort", "reverse", "position", "longest", "odd one out", "how many", "remove"}
+TEACHER_WEIGHTS = {name: 4 for name in sorted(LIST_SKILLS)}
 _TRIES = 200
 
 
@@ -45,13 +48,18 @@ def split_of(prompt: str) -> Split:
     return "test" if bucket == 0 else ("validation" if bucket == 1 else "train")
 
 
-def make_rows(seed: int, n: int, split: Split) -> list[TaskRow]:
-    """Make rows with distinct prompts, skills drawn evenly as long as each still has new prompts.
+def make_rows(
+    seed: int, n: int, split: Split, *, distinct: bool = True, weights: Mapping[str, int] | None = None
+) -> list[TaskRow]:
+    """Make rows.
 
     Args:
         seed: Seed of everything drawn.
         n: Number of rows.
         split: Which prompts may occur (see :func:`split_of`).
+        distinct: Each prompt once; a skill that has no new prompt left is then drawn no more. Otherwise a prompt
+            may come again, with whichever right answer is drawn then.
+        weights: How often a skill is drawn beside those not named, which count 1; default: all evenly.
 
     Returns:
         Rows whose ``completion`` is one of the right answers, drawn evenly, and whose ``references`` are all of them.
@@ -65,7 +73,7 @@ def make_rows(seed: int, n: int, split: Split) -> list[TaskRow]:
         True
     """
     rng = Random(f"{split} {seed}")
-    pool: list[Skill] = list(SKILLS)
+    pool: list[Skill] = [skill for skill in SKILLS for _ in range((weights or {}).get(skill.name, 1))]
     seen: set[str] = set()
     rows: list[TaskRow] = []
     while len(rows) < n:
@@ -74,10 +82,11 @@ def make_rows(seed: int, n: int, split: Split) -> list[TaskRow]:
         skill = rng.choice(pool)
         row = _new_row(skill, rng, seen, split)
         if row is None:
-            pool.remove(skill)
+            pool = [other for other in pool if other is not skill]
         else:
-            seen.add(row["prompt"])
             rows.append(row)
+            if distinct:
+                seen.add(row["prompt"])
     return rows
 
 
@@ -99,7 +108,9 @@ def write_task(folder: Path) -> None:
     from amidkd.demo.tokenizer import build_tokenizer
 
     folder.mkdir(parents=True, exist_ok=True)
-    write_json_lines(folder / "train.jsonl", make_rows(TEACHER_SEED, TEACHER_ROWS, "train"))
+    write_json_lines(
+        folder / "train.jsonl", make_rows(TEACHER_SEED, TEACHER_ROWS, "train", distinct=False, weights=TEACHER_WEIGHTS)
+    )
     write_json_lines(folder / "validation.jsonl", make_rows(TEACHER_SEED, VALIDATION_ROWS, "validation"))
     build_tokenizer().save_pretrained(folder / "tokenizer")
 

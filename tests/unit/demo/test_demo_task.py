@@ -219,10 +219,22 @@ def test_more_rows_than_there_are_prompts(monkeypatch) -> None:
         make_rows(0, 1000, "test")
 
 
+def test_rows_may_repeat_with_another_answer_and_by_weight() -> None:
+    rows = make_rows(0, 4000, "train", distinct=False, weights={"sort": 4})
+    counts = Counter(row["skill"] for row in rows)
+    assert counts["sort"] > 2.5 * max(times for name, times in counts.items() if name != "sort")
+    answers: dict[str, set[str]] = {}
+    for row in rows:
+        answers.setdefault(row["prompt"], set()).add(row["completion"])
+    assert max(map(len, answers.values())) > 1
+    assert set(task.TEACHER_WEIGHTS) <= {skill.name for skill in SKILLS}
+
+
 def test_written_files_are_what_the_recipe_reads(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(task, "TEACHER_ROWS", 50)
     monkeypatch.setattr(task, "VALIDATION_ROWS", 20)
     write_task(tmp_path / "demo_task")
-    assert read_json_lines(tmp_path / "demo_task" / "train.jsonl") == make_rows(task.TEACHER_SEED, 50, "train")
+    made = make_rows(task.TEACHER_SEED, 50, "train", distinct=False, weights=task.TEACHER_WEIGHTS)
+    assert read_json_lines(tmp_path / "demo_task" / "train.jsonl") == made
     assert len(read_json_lines(tmp_path / "demo_task" / "validation.jsonl")) == 20
     assert (tmp_path / "demo_task" / "tokenizer" / "tokenizer.json").is_file()
