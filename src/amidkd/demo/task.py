@@ -25,8 +25,7 @@ Split = Literal["train", "validation", "test"]
 
 TEACHER_SEED, TEACHER_ROWS, VALIDATION_ROWS = 1, 96_000, 1_000
 # Skills that work on a list of words take far more rows to learn than those that look up one word.
-LIST_SKILLS = {"sort", "reverse", "position", "longest", "odd one out", "how many", "remove"}
-TEACHER_WEIGHTS = {name: 4 for name in sorted(LIST_SKILLS)}
+TEACHER_WEIGHTS = dict.fromkeys(("sort", "reverse", "position", "longest", "odd one out", "how many", "remove"), 4)
 _TRIES = 200
 
 
