@@ -8,6 +8,7 @@ gradients, which any method must return.
 """
 
 import argparse
+import ctypes
 import json
 import os
 import platform
@@ -29,6 +30,8 @@ def resident(peak: bool = False) -> int:
 
 
 def forget_peak() -> None:
+    """Give freed pages back, so that they are not counted as room already there, and restart the peak."""
+    ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
 
 
@@ -91,6 +94,7 @@ def machine() -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=1024)
+    parser.add_argument("--naive-tokens", type=int, default=128, help="as --tokens, for naive")
     parser.add_argument("--vocabulary", type=int, default=152_000)
     parser.add_argument("--width", type=int, default=896, help="hidden width of the student; the teacher's is double")
     parser.add_argument("--memory-mb", type=float, default=128.0, help="memory_mb of the chunked backend")
@@ -106,12 +110,12 @@ def main() -> None:
     rows = []
     about = machine()
     print(f"{about['cpu']}, {about['cores']} cores, torch {about['torch']} ({about['threads']} threads)")
-    print(
-        f"N = {options.tokens}, V = {options.vocabulary}, float32, memory_mb = {options.memory_mb:g}; MB = 10^6 bytes\n"
-    )
-    print(f"{'student/teacher':<16}{'backend':<10}{'added, MB':>12}{'gradients, MB':>16}{'seconds':>10}{'loss':>12}")
+    print(f"V = {options.vocabulary}, float32, memory_mb = {options.memory_mb:g}; MB = 10^6 bytes\n")
+    names = ("added, MB", "gradients, MB", "seconds", "loss")
+    print(f"{'student/teacher':<16}{'backend':<10}{'N':>6}{names[0]:>12}{names[1]:>16}{names[2]:>10}{names[3]:>12}")
     for form in options.forms:
         for backend in options.backends:
+            sizes["tokens"] = options.naive_tokens if backend == "naive" else options.tokens
             flags = [text for name in sizes for text in (f"--{name.replace('_', '-')}", str(sizes[name]))]
             command = [sys.executable, __file__, *flags, "--one", form, backend]
             done = subprocess.run(command, capture_output=True, text=True)
@@ -119,14 +123,19 @@ def main() -> None:
                 print(f"{form:<16}{backend:<10}  failed: {(done.stderr.strip().splitlines() or ['killed'])[-1]}")
                 continue
             found = json.loads(done.stdout)
-            rows.append({"form": form, "backend": backend, **found})
+            rows.append({"form": form, "backend": backend, "tokens": sizes["tokens"], **found})
             print(
-                f"{form:<16}{backend:<10}{found['added_mb']:>12.1f}{found['gradients_mb']:>16.1f}"
+                f"{form:<16}{backend:<10}{sizes['tokens']:>6}{found['added_mb']:>12.1f}{found['gradients_mb']:>16.1f}"
                 f"{found['seconds']:>10.1f}{found['loss']:>12.6f}"
             )
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        record = {"command": " ".join(["python", *sys.argv]), "machine": about, "sizes": sizes, "rows": rows}
+        record = {
+            "command": " ".join(["python", *sys.argv]),
+            "machine": about,
+            "sizes": {name: value for name, value in vars(options).items() if name not in ("json", "one")},
+            "rows": rows,
+        }
         options.json.write_text(json.dumps(record, indent=2) + "\n")
 
 

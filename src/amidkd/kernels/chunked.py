@@ -15,11 +15,18 @@ from amidkd.kernels.metrics import Metrics, measure
 from amidkd.kernels.outcomes import pad_outcome, student_log_probs
 from amidkd.kernels.task import Task, cross_entropy
 from amidkd.maths.gradient import value_and_gradient
+from amidkd.signals import TopK
 
 __all__ = ["attach", "chunk_tokens", "chunked"]
 
-BUFFERS = 14
-"""How many [n, V] tensors of the computing dtype live at once in a chunk, at most (measured over the catalogue)."""
+BUFFERS = 28
+"""How many [n, V] tensors of the computing dtype live at once in a chunk: the worst of the catalogue, measured."""
+
+BUFFERS_TEACHER = 3
+"""How many more for each teacher after the first."""
+
+BUFFERS_NARROW = 8
+"""How many where nothing but the student's logits is V wide: truncated teachers, or cross-entropy alone."""
 
 
 def chunk_tokens(*, memory_mb: float, vocab_size: int, dtype: torch.dtype, teachers: int = 1) -> int:
@@ -29,10 +36,10 @@ def chunk_tokens(*, memory_mb: float, vocab_size: int, dtype: torch.dtype, teach
         memory_mb: Room for a chunk's temporaries, MiB.
         vocab_size: V.
         dtype: Of the arithmetic.
-        teachers: How many teachers are looked at together.
+        teachers: How many teachers speak of all V.
     """
-    bytes_each = (BUFFERS + teachers) * vocab_size * dtype.itemsize
-    return max(1, int(memory_mb * 2**20 // bytes_each))
+    buffers = BUFFERS + BUFFERS_TEACHER * (teachers - 1) if teachers else BUFFERS_NARROW
+    return max(1, int(memory_mb * 2**20 // (buffers * vocab_size * dtype.itemsize)))
 
 
 @torch.no_grad()
@@ -53,9 +60,8 @@ def chunked(
     """
     values = torch.empty(task.count, dtype=task.dtype, device=task.device)
     collected = StudentGradient(task.student, vocab_size=task.vocab_size, dtype=task.dtype) if gradient else None
-    step = chunk_tokens(
-        memory_mb=memory_mb, vocab_size=task.vocab_size, dtype=task.dtype, teachers=max(1, len(task.teachers))
-    )
+    wide = sum(not isinstance(teacher, TopK) for teacher in task.teachers)
+    step = chunk_tokens(memory_mb=memory_mb, vocab_size=task.vocab_size, dtype=task.dtype, teachers=wide)
     for start in range(0, task.count, step):
         stop = min(start + step, task.count)
         rows = task.some(start, stop)
