@@ -6,6 +6,7 @@ import difflib
 import logging
 import math
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
@@ -78,6 +79,9 @@ _OWNED: Mapping[str, str] = {
 }
 """Fields of ``TrainingArguments`` that a run file may not set, and what to do instead."""
 
+_LETTING_GO = 0.2
+"""Seconds; the thread needs microseconds once it gets the interpreter."""
+
 _OURS = {"resume_from_checkpoint", "warmup_steps"}
 
 
@@ -147,16 +151,24 @@ def training_arguments(config: RunConfig, folder: Path, **differing: Any) -> "Tr
         # One process must not spread over several devices by nn.DataParallel: the loss is computed outside the model.
         arguments._n_gpu = 1
     if arguments.world_size > 1:
-        # A group that outlives Python's own shutdown aborts the process now and then, after all work is done.
         atexit.register(_leave_process_group)
     return arguments
 
 
 def _leave_process_group() -> None:
+    """Leave the process group before Python shuts down.
+
+    A thread of gloo lets go of the tensors of the last collective a moment after everybody has the result, and needs
+    the interpreter for it; where that is shutting down already, the process aborts with all its work done. The moment
+    of sleep gives the interpreter to that thread.
+    """
     import torch.distributed
 
     if torch.distributed.is_initialized():
+        slow_to_let_go = torch.distributed.get_backend() == "gloo"
         torch.distributed.destroy_process_group()
+        if slow_to_let_go:
+            time.sleep(_LETTING_GO)
 
 
 def steps_of(arguments: "TrainingArguments", examples: int) -> int:
