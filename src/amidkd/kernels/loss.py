@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from amidkd.errors import SettingError
 from amidkd.kernels.chunked import attach, chunked
 from amidkd.kernels.heads import exact, sources
 from amidkd.kernels.metrics import Metrics
@@ -88,7 +89,7 @@ def distillation_loss(
         `LossOutput` with the loss, the backend that ran and the metrics. Float32, or float64 where an input is.
 
     Raises:
-        ValueError: A setting, shape or combination that cannot be used. Labels are checked against the vocabulary
+        SettingError: A setting, shape or combination that cannot be used. Labels are checked against the vocabulary
             where they are on the CPU; on another device torch's own index check stops the program.
 
     Example:
@@ -100,9 +101,9 @@ def distillation_loss(
         'chunked'
     """
     if backend not in ("auto", *BACKENDS):
-        raise ValueError(f"backend must be 'auto', 'naive' or 'chunked' in this version; got {backend!r}")
+        raise SettingError(f"backend must be 'auto', 'naive' or 'chunked' in this version; got {backend!r}")
     if not memory_mb > 0:
-        raise ValueError(f"memory_mb must be above 0; got {memory_mb}")
+        raise SettingError(f"memory_mb must be above 0; got {memory_mb}")
     check_reduction(reduction, denominator)
     task = prepare(
         student=student,

@@ -5,9 +5,10 @@ import math
 import torch
 from torch import Tensor
 
+from amidkd.errors import SettingError
 from amidkd.kernels.heads import compute_dtype, sources, vocabulary
 from amidkd.kernels.task import IGNORED_LABEL, Task
-from amidkd.maths.objective import AnyObjective, per_token_settings
+from amidkd.maths.objective import AnyObjective, WeightedSum, per_token_settings
 from amidkd.maths.reduce import Reduction
 from amidkd.signals import Hidden, Logits, Signal, TopK
 
@@ -29,10 +30,10 @@ def prepare(
     """Check a call and narrow it to the tokens that count; the arguments are those of ``distillation_loss``.
 
     Raises:
-        ValueError: Whatever cannot be used, with its value.
+        SettingError: Whatever cannot be used, with its value.
     """
     if not isinstance(student, Logits | Hidden):
-        raise ValueError(f"student must be Logits or Hidden; got {type(student).__name__}")
+        raise SettingError(f"student must be Logits or Hidden; got {type(student).__name__}")
     several = isinstance(teacher, list | tuple)
     teachers: tuple[Signal, ...]
     if isinstance(teacher, list | tuple):
@@ -72,41 +73,43 @@ def check_reduction(reduction: Reduction, denominator: float | Tensor | None) ->
     """Refuse an unknown reduction, and a denominator that divides nothing.
 
     Raises:
-        ValueError: Which it is.
+        SettingError: Which it is.
     """
     if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"reduction must be 'mean', 'sum' or 'none'; got {reduction!r}")
+        raise SettingError(f"reduction must be 'mean', 'sum' or 'none'; got {reduction!r}")
     if denominator is None:
         return
     if reduction != "mean":
-        raise ValueError(f"denominator divides a mean; leave it out with reduction={reduction!r}, or use 'mean'")
+        raise SettingError(f"denominator divides a mean; leave it out with reduction={reduction!r}, or use 'mean'")
     if isinstance(denominator, Tensor) and denominator.ndim != 0:
-        raise ValueError(f"denominator must be a number or a scalar tensor; got shape {tuple(denominator.shape)}")
+        raise SettingError(f"denominator must be a number or a scalar tensor; got shape {tuple(denominator.shape)}")
 
 
 def check_denominator(denominator: float | Tensor | None, unmasked: Tensor) -> None:
     """Refuse to divide by 0 or less, unless no token is unmasked; on a device it is not looked at, to save a wait.
 
     Raises:
-        ValueError: The denominator.
+        SettingError: The denominator.
     """
     seen = not isinstance(denominator, Tensor) or denominator.device.type == unmasked.device.type == "cpu"
     if denominator is not None and seen and not float(denominator) > 0 and (float(denominator) < 0 or bool(unmasked)):
-        raise ValueError(f"denominator must be above 0; got {float(denominator):g}")
+        raise SettingError(f"denominator must be above 0; got {float(denominator):g}")
 
 
 def check_constants(task: Task, weights: Tensor | None) -> None:
     """Refuse what would need a gradient besides the student's: only autograd has one.
 
     Raises:
-        ValueError: ``weights``, α or λ requires a gradient.
+        SettingError: ``weights``, α or λ requires a gradient.
     """
-    named = [("weights", weights)]
+    named: list[tuple[str, object]] = [("weights", weights)]
     if task.objective is not None:
-        named += [(f"objective.{name}", tensor) for name, tensor in per_token_settings(task.objective)]
+        terms = task.objective.terms if isinstance(task.objective, WeightedSum) else ((1.0, task.objective),)
+        for _, term in terms:
+            named += [("objective.alpha", term.alpha), ("objective.lam", term.lam)]
     for name, tensor in named:
-        if tensor is not None and tensor.requires_grad:
-            raise ValueError(
+        if isinstance(tensor, Tensor) and tensor.requires_grad:
+            raise SettingError(
                 f"{name} requires a gradient, and the chunked backend computes only the student's; "
                 f"use {name}.detach(), or backend='naive'"
             )
@@ -120,18 +123,18 @@ def _rows(signal: Signal) -> int:
 
 def _check_teachers(teachers: tuple[Signal, ...], tokens: int, *, several: bool) -> None:
     if several and not teachers:
-        raise ValueError("teacher is an empty list; give at least one signal")
+        raise SettingError("teacher is an empty list; give at least one signal")
     for teacher in teachers:
         if not isinstance(teacher, Logits | Hidden | TopK):
-            raise ValueError(f"teacher must be Logits, Hidden, TopK or a list of them; got {type(teacher).__name__}")
+            raise SettingError(f"teacher must be Logits, Hidden, TopK or a list of them; got {type(teacher).__name__}")
         if _rows(teacher) != tokens:
-            raise ValueError(f"teacher and student must have the same tokens; got {_rows(teacher)} and {tokens} rows")
+            raise SettingError(f"teacher and student must have the same tokens; got {_rows(teacher)} and {tokens} rows")
     truncated = [teacher for teacher in teachers if isinstance(teacher, TopK)]
     for teacher in truncated:
         if teacher.ids.is_floating_point() or (teacher.ids.device.type == "cpu" and bool((teacher.ids < 0).any())):
-            raise ValueError("TopK.ids must be token ids: integers, at least 0")
+            raise SettingError("TopK.ids must be token ids: integers, at least 0")
     if truncated and len(truncated) < len(teachers):
-        raise ValueError(
+        raise SettingError(
             "a list of teachers cannot mix TopK with Logits or Hidden: they speak of different outcomes. "
             "Truncate all of them to the same ids, or none"
         )
@@ -139,19 +142,19 @@ def _check_teachers(teachers: tuple[Signal, ...], tokens: int, *, several: bool)
         teacher.ids is not truncated[0].ids and not torch.equal(teacher.ids, truncated[0].ids)
         for teacher in truncated[1:]
     ):
-        raise ValueError("teachers given as TopK must all have the same ids, so that they speak of the same outcomes")
+        raise SettingError("teachers given as TopK must all have the same ids, so that they speak of the same outcomes")
 
 
 def _check_numbers(teachers: tuple[Signal, ...], *, temperature: float, cross_entropy_weight: float) -> None:
     if not (math.isfinite(temperature) and temperature > 0):
-        raise ValueError(f"temperature must be a finite number above 0; got {temperature}")
+        raise SettingError(f"temperature must be a finite number above 0; got {temperature}")
     if temperature != 1 and any(isinstance(teacher, TopK) for teacher in teachers):
-        raise ValueError(
+        raise SettingError(
             "temperature must be 1 with a truncated teacher (TopK), since its tail cannot be tempered; "
             f"got {temperature}"
         )
     if not (math.isfinite(cross_entropy_weight) and cross_entropy_weight >= 0):
-        raise ValueError(f"cross_entropy_weight must be a finite number, at least 0; got {cross_entropy_weight}")
+        raise SettingError(f"cross_entropy_weight must be a finite number, at least 0; got {cross_entropy_weight}")
 
 
 def _check_parts(
@@ -159,23 +162,25 @@ def _check_parts(
 ) -> None:
     if bool(teachers) != (objective is not None):
         given, missing = ("teacher", "objective") if teachers else ("objective", "teacher")
-        raise ValueError(f"{given} needs {missing}: give both, or neither for cross-entropy alone")
+        raise SettingError(f"{given} needs {missing}: give both, or neither for cross-entropy alone")
     if cross_entropy_weight > 0 and labels is None:
-        raise ValueError(f"cross_entropy_weight={cross_entropy_weight} needs labels [N]")
+        raise SettingError(f"cross_entropy_weight={cross_entropy_weight} needs labels [N]")
     if not teachers and cross_entropy_weight == 0:
-        raise ValueError("nothing to compute: give teacher and objective, or labels with cross_entropy_weight above 0")
+        raise SettingError(
+            "nothing to compute: give teacher and objective, or labels with cross_entropy_weight above 0"
+        )
 
 
 def _check_per_token(name: str, tensor: Tensor | None, tokens: int) -> None:
     if tensor is None:
         return
     if tuple(tensor.shape) != (tokens,):
-        raise ValueError(f"{name} must have shape [N] = [{tokens}]; got {tuple(tensor.shape)}")
+        raise SettingError(f"{name} must have shape [N] = [{tokens}]; got {tuple(tensor.shape)}")
     fractional = name == "mask" and tensor.is_floating_point() and tensor.device.type == "cpu"
     if fractional and not bool(((tensor == 0) | (tensor == 1)).all()):
-        raise ValueError("mask must hold only 0 and 1; a factor on a token's loss is given as weights")
+        raise SettingError("mask must hold only 0 and 1; a factor on a token's loss is given as weights")
     if name == "labels" and tensor.is_floating_point():
-        raise ValueError(f"labels must be token ids, integers; got {tensor.dtype}")
+        raise SettingError(f"labels must be token ids, integers; got {tensor.dtype}")
 
 
 def _vocab_size(student: Logits | Hidden, teachers: tuple[Signal, ...], vocab_size: int | None) -> int:
@@ -183,7 +188,7 @@ def _vocab_size(student: Logits | Hidden, teachers: tuple[Signal, ...], vocab_si
     if vocab_size is None:
         return min(widths)
     if not 1 <= vocab_size <= min(widths):
-        raise ValueError(
+        raise SettingError(
             f"vocab_size must be in 1 … {min(widths)}, the smallest width of student and teachers; got {vocab_size}"
         )
     return vocab_size
@@ -205,7 +210,7 @@ def _check_labels(labels: Tensor | None, rows: Tensor | None, vocab_size: int) -
     found = labels if rows is None else labels[rows]
     wrong = found[(found != IGNORED_LABEL) & ((found < 0) | (found >= vocab_size))]
     if wrong.numel():
-        raise ValueError(
+        raise SettingError(
             f"labels must be in 0 … {vocab_size - 1}, or {IGNORED_LABEL} for none; got {int(wrong[0])}. "
             "Ids beyond the shared vocabulary (vocab_size) cannot be predicted"
         )

@@ -9,6 +9,8 @@ mixture of the merged, so there the value is an approximation and no bound.
 import torch
 from torch import Tensor
 
+from amidkd.errors import SettingError
+
 __all__ = ["coarse_grain", "log_complement", "truncate", "with_tail"]
 
 RESOLUTION = 8
@@ -53,10 +55,10 @@ def truncate(log_p: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
         Ids [*N, K], likeliest first; their log-probabilities [*N, K]; the log-mass of the rest [*N].
 
     Raises:
-        ValueError: ``k`` is not in 1 … V.
+        SettingError: ``k`` is not in 1 … V.
     """
     if not 1 <= k <= log_p.shape[-1]:
-        raise ValueError(f"k must be in 1 … V = {log_p.shape[-1]}; got {k}")
+        raise SettingError(f"k must be in 1 … V = {log_p.shape[-1]}; got {k}")
     ids = log_p.topk(k, dim=-1).indices
     merged = coarse_grain(log_p, ids)
     return ids, merged[..., :-1], merged[..., -1]

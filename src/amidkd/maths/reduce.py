@@ -5,6 +5,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from amidkd.errors import SettingError
+
 __all__ = ["Reduction", "mean_divisor", "reduce"]
 
 Reduction = Literal["mean", "sum", "none"]
@@ -37,16 +39,16 @@ def reduce(
         A scalar, or [*N] for ``"none"``. Without a supervised token the mean and the sum are 0 with zero gradient.
 
     Raises:
-        ValueError: An unknown reduction, or a denominator where nothing is divided.
+        SettingError: An unknown reduction, or a denominator where nothing is divided.
 
     Example:
         >>> reduce(torch.tensor([1.0, 5.0, 3.0]), mask=torch.tensor([True, False, True]))
         tensor(2.)
     """
     if reduction not in get_args(Reduction):
-        raise ValueError(f"reduction must be one of {', '.join(get_args(Reduction))}; got {reduction!r}")
+        raise SettingError(f"reduction must be one of {', '.join(get_args(Reduction))}; got {reduction!r}")
     if denominator is not None and reduction != "mean":
-        raise ValueError(
+        raise SettingError(
             f"denominator divides a mean, and reduction is {reduction!r}; leave it out or use reduction='mean'"
         )
     keep = torch.ones_like(per_token, dtype=torch.bool) if mask is None else mask.bool()

@@ -107,3 +107,23 @@ def test_states_and_head_of_different_dtypes_meet_in_the_heads():
     z = h.detach().float() @ weight.detach().T
     expected = OBJECTIVE(teacher=randn(N, V, seed=3).log_softmax(-1), student=z.double().log_softmax(-1)).mean()
     torch.testing.assert_close(out.loss.detach(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_padded_rows_of_the_head_get_no_gradient(backend):
+    h, weight, bias = (randn(*shape, seed=s).requires_grad_() for s, shape in enumerate([(N, H), (V, H), (V,)]))
+    size, teacher = V - 4, Logits(randn(N, V + 7, seed=3))
+    out = distillation_loss(
+        student=Hidden(h, weight, bias),
+        teacher=teacher,
+        objective=OBJECTIVE,
+        vocab_size=size,
+        backend=backend,
+        memory_mb=0.005,
+    )
+    z = (h @ weight.T + bias)[:, :size]
+    expected = OBJECTIVE(teacher=teacher.logits[:, :size].log_softmax(-1), student=z.log_softmax(-1)).mean()
+    found = torch.autograd.grad(out.loss, [h, weight, bias])
+    torch.testing.assert_close(list(found), list(torch.autograd.grad(expected, [h, weight, bias])))
+    assert not found[1][size:].any()
+    assert not found[2][size:].any()
