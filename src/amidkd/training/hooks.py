@@ -13,7 +13,7 @@ from amidkd.record import RunFolder, append_json_line
 if TYPE_CHECKING:
     from amidkd.training.trainer import DistillationTrainer
 
-__all__ = ["Journal", "StepHooks"]
+__all__ = ["Counter", "Journal", "StepHooks"]
 
 _log = logging.getLogger("amidkd")
 
@@ -132,3 +132,44 @@ class Journal(TrainerCallback):
 
 def _is_number(value: Any) -> bool:
     return not isinstance(value, float) or math.isfinite(value)
+
+
+class Counter:
+    """Shows how far the teacher's answers are: a bar on a terminal, a line now and then elsewhere.
+
+    Called with the answers and the tokens of each batch; use it in a ``with`` block.
+
+    Args:
+        total: How many answers there will be.
+        name: What is counted.
+    """
+
+    def __init__(self, total: int, *, name: str) -> None:
+        self._total, self._name, self._done, self._tokens = total, name, 0, 0
+        self._began = self._told = time.monotonic()
+        self._bar: Any = None
+
+    def __enter__(self) -> "Counter":
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=self._total, desc=self._name, unit="row", dynamic_ncols=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def __call__(self, answers: int, tokens: int) -> None:
+        """Count a batch; one without tokens was on disk already."""
+        self._done += answers
+        self._tokens += tokens
+        now = time.monotonic()
+        speed = f"{self._tokens / max(now - self._began, 1e-9):,.0f} tokens/s"
+        if self._bar is not None:
+            self._bar.update(answers)
+            self._bar.set_postfix_str(speed)
+        elif now - self._told >= _SECONDS_BETWEEN_LINES:
+            self._told = now
+            left = (now - self._began) / max(1, self._done) * (self._total - self._done)
+            _log.info("%s: %d of %d, %s, about %.0f s left", self._name, self._done, self._total, speed, left)

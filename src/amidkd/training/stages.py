@@ -15,6 +15,7 @@ from amidkd.policies import answer_examples, read_answers, write_answers
 from amidkd.teachers import LiveTeacher
 from amidkd.training.arguments import steps_of, training_arguments, warmup_of
 from amidkd.training.checkpoint import chosen_checkpoint, clear_leftovers
+from amidkd.training.hooks import Counter
 from amidkd.training.settings import Corpus, LossSettings
 from amidkd.training.trainer import DistillationTrainer
 
@@ -191,18 +192,20 @@ def answer_prompts(prompts: Sequence[Row], answering: Answering) -> int:
         _log.info("The teacher's answers are in %s already", answering.path)
     else:
         _log.info("The teacher answers %d prompts, once, into %s", len(prompts), answering.path)
-    return write_answers(
-        prompts,
-        model=teacher.model,
-        tokenizer=answering.tokenizer,
-        encoder=answering.encoder,
-        config=data.generation,
-        eos_ids=_endings(answering),
-        pad_id=pad_id_of(answering.tokenizer),
-        vocab_size=teacher.vocab_size,
-        fingerprint=teacher.fingerprint(),
-        path=answering.path,
-    )
+    with Counter(len(prompts) * data.generation.samples_per_prompt, name="answers") as counter:
+        return write_answers(
+            prompts,
+            model=teacher.model,
+            tokenizer=answering.tokenizer,
+            encoder=answering.encoder,
+            config=data.generation,
+            eos_ids=_endings(answering),
+            pad_id=pad_id_of(answering.tokenizer),
+            vocab_size=teacher.vocab_size,
+            fingerprint=teacher.fingerprint(),
+            path=answering.path,
+            progress=counter,
+        )
 
 
 def _endings(answering: Answering) -> tuple[int, ...]:
