@@ -45,10 +45,10 @@ def print_table(output: RunFolder, record: Mapping[str, Any]) -> None:
     from rich.table import Table
 
     metrics = record["results"]["metrics"]
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("")
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
+    table.add_column("", no_wrap=True)
     for _, title, _ in _models(record):
-        table.add_column(title, justify="right", min_width=9)
+        table.add_column(title, justify="right", min_width=8)
     for name in COLUMNS:
         cells = (_cell(metrics[key].get(name), name) for key, _, _ in _models(record))
         table.add_row(METRICS[name].label, *cells)
@@ -146,7 +146,8 @@ def _gains(record: Mapping[str, Any]) -> list[str]:
         if entry is not None:
             shown = show(Estimate.from_json(entry[name]), METRICS[name], sign=True)
             errors = ", ".join(f"±{error.text} over {error.over}" for error in shown.errors)
-            lines.append(f"{method.name} against {BASELINE} alone: exact match, greedy {shown.text} points ({errors}).")
+            points = shown.text.removesuffix(" %")
+            lines.append(f"{method.name} against {BASELINE} alone: exact match, greedy, {points} points ({errors}).")
     return lines
 
 
