@@ -92,14 +92,18 @@ def compare(folder: Path, scale: Scale) -> RunFolder:
         method.key: [_evaluated(judge, configs[method.key, seed], teacher) for seed in scale.training_seeds]
         for method in METHODS
     }
+    runs = {
+        method.key: [RunFolder(Path(configs[method.key, seed].output.folder)) for seed in scale.training_seeds]
+        for method in METHODS
+    }
     record = output.update_record(
         **_summary(judge, scale, teacher, found),
-        runs={m.key: [RunFolder(Path(configs[m.key, s].output.folder)).path.name for s in scale.training_seeds]
-              for m in METHODS},
+        runs={key: [run.path.name for run in folders] for key, folders in runs.items()},
+        training_seconds=round(sum(_seconds(run) for folders in runs.values() for run in folders), 1),
         started=started,
         finished=now(),
         seconds=round(time.perf_counter() - began, 1),
-    )  # fmt: skip
+    )
     write_page(output, record, configs=configs, teacher=teacher, students=found)
     print_table(output, record)
     return output
@@ -160,6 +164,11 @@ def _evaluated(judge: _Judge, config: RunConfig, teacher: ModelResult) -> ModelR
         models={"student": (str(run.student), model), "teacher": (str(teacher_folder()), judge.teacher.model)},
     )
     return found
+
+
+def _seconds(run: RunFolder) -> float:
+    """What the run's training took, whenever it was done."""
+    return float(sum(stage["seconds"] for stage in run.record()["stages"].values()))
 
 
 def _summary(

@@ -119,7 +119,8 @@ def _sentence(record: Mapping[str, Any]) -> str:
     return (
         f"A teacher of {count(sizes['teacher'])} parameters is distilled into students of {count(sizes['student'])} "
         f"({sizes['teacher'] / sizes['student']:.1f} times fewer) on {scale['rows']:,} short instructions, of which "
-        f"{100 * scale['label_fraction']:g} % have a label; took {duration(record['seconds'])}."
+        f"{100 * scale['label_fraction']:g} % have a label. Training all students took "
+        f"{duration(record['training_seconds'])}."
     )
 
 

@@ -119,9 +119,10 @@ def test_second_call_reuses_the_runs_and_another_size_is_refused(finished) -> No
     output, _ = finished
     students = sorted(output.path.glob("*-seed*/student/model.safetensors"))
     before = [path.stat().st_mtime_ns for path in students]
-    first = output.record()["results"]["metrics"]
+    first, took = output.record()["results"]["metrics"], output.record()["training_seconds"]
     again = demo.run_demo(output.path, quick=True)
     assert [path.stat().st_mtime_ns for path in students] == before
     assert again.record()["results"]["metrics"] == first
+    assert again.record()["training_seconds"] == took > 0
     with pytest.raises(SettingError, match="holds a demo of another size"):
         demo.run_demo(output.path)
