@@ -97,15 +97,15 @@ MEASURED = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
 from loss_memory import measure
-print(json.dumps(measure(sys.argv[2], "chunked", tokens=160, vocabulary=40_000, width=64, memory_mb=16)))
+print(json.dumps(measure(sys.argv[2], "chunked", tokens=320, vocabulary=40_000, width=64, memory_mb=16)))
 """
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads Linux's /proc/self")
 @pytest.mark.parametrize("form", ["logits", "hidden", "topk"])
 def test_memory_beside_inputs_and_gradients_is_bounded(form, repository):
-    """Full logits in float32 are 26 MB, so one copy of them would show. memory_mb is 16; the rest is the allocator."""
+    """Full logits in float32 are 51 MB, so one copy of them would show. memory_mb is 16; the rest is the allocator."""
     command = [sys.executable, "-c", MEASURED, str(repository / "benchmarks"), form]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["added_mb"] < 25
+    assert json.loads(done.stdout)["added_mb"] < 40
