@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from amidkd.config import ObjectiveConfig, RunConfig, TermConfig
+from amidkd.config import RunConfig
 from amidkd.record import RunFolder, write_atomic
 
 __all__ = ["write_card"]
@@ -58,11 +58,14 @@ def _what(config: RunConfig, record: Mapping[str, Any]) -> str:
 
 
 def _facts(config: RunConfig, record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    # Loads the drawing library, which training itself has no need of.
+    from amidkd.report.words import describe_objective
+
     facts = []
     if config.student.kind == "pretrained":
         facts.append(("started from", f"`{_name(config.student.model)}`"))
     if config.teacher is not None and record.get("verb") == "distill":
-        facts += [("teacher", f"`{_name(config.teacher.model)}`"), ("objective", _objective(config.objective))]
+        facts += [("teacher", f"`{_name(config.teacher.model)}`"), ("objective", describe_objective(config.objective))]
     counts = ", ".join(f"{number:,} {reason}" for reason, number in record.get("data", {}).items())
     facts.append(("data", f"`{_name(config.data.train)}`" + (f" ({counts})" if counts else "")))
     if config.data.prompt_template is not None:
@@ -71,31 +74,6 @@ def _facts(config: RunConfig, record: Mapping[str, Any]) -> list[tuple[str, str]
         if "steps" in stage:
             facts.append((name.replace("_", " "), f"{stage['steps']:,} steps, {stage['tokens']:,} supervised tokens"))
     return facts
-
-
-def _objective(config: ObjectiveConfig) -> str:
-    if config.terms is None:
-        text = _term(config)
-    else:
-        text = " + ".join(f"{term.weight:g} · {_term(term)}" for term in config.terms)
-    if config.temperature != 1:
-        text += f", temperature {config.temperature:g}"
-    if config.cross_entropy_weight:
-        text += f", plus {config.cross_entropy_weight:g} · cross-entropy"
-    return text
-
-
-def _term(term: TermConfig) -> str:
-    parameters = ", ".join(f"{key} = {value:g}" for key, value in term.divergence.parameters.items())
-    name = f"{term.divergence.name}({parameters})" if parameters else term.divergence.name
-    text = f"{name} of {term.between.replace('||', '‖')}"
-    if "assistant" in term.between:
-        text += f" at α = {_setting(term.alpha)}, λ = {_setting(term.lam)}"
-    return text
-
-
-def _setting(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, int | float) else f"{value.kind} schedule"
 
 
 def _results(record: Mapping[str, Any]) -> list[str]:

@@ -45,7 +45,7 @@ def test_distill_leaves_a_whole_run_folder(run_tree) -> None:
     assert model.config.use_cache
     assert len(AutoTokenizer.from_pretrained(folder.student)) == model.config.vocab_size
     card = (folder.student / "README.md").read_text()
-    for words in ("distilled from `teacher`", "kl of teacher‖assistant at α = -0.5, λ = 0.3", "Licence", "11 labelled"):
+    for words in ("distilled from `teacher`", "KL(teacher‖assistant), α = −0.5, λ = 0.3", "Licence", "11 labelled"):
         assert words in card
     warm = read_json_lines(folder.path / "warm_start" / "metrics.jsonl")
     assert warm[-1]["loss"] < warm[0]["loss"]
