@@ -48,7 +48,7 @@ class Block:
         values: Out [n], float32 or float64: Σ_terms weight·D + cross_entropy_weight·cross-entropy; +inf where infinite.
         divergences: Out [n]: the first part of ``values`` alone; None: not wanted.
         cross_entropies: Out [n]: the cross-entropy, unweighted, 0 without a label; None: not wanted.
-        metrics: Out [7, n], rows as ``MEASURED``, at the temperature; the last two rows are of the term ``assistant`` and
+        metrics: Out [7, n], rows as ``MEASURED``, at the temperature; the last two are of the term ``assistant`` and
             not written without one. None: not wanted.
         assistant: Number of the first term that has an assistant, or None.
         gradient: Out [N, ≥ V]: dL/dz at the student's rows, columns below V, in its own dtype; may be the student's own
