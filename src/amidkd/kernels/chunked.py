@@ -1,51 +1,56 @@
-"""Value and gradient in one walk over the tokens, a few at a time; plain torch, any device.
+"""Value and gradient in one walk over the tokens, a few at a time where logits have to be made.
 
-Each chunk's logits are made, compared and turned into the gradient by the closed form (``maths.gradient``), then
-forgotten. Beside the inputs and their gradient there is never more than ``memory_mb``. The backward pass only
-scales what the forward pass found.
+The walk makes the logits of some tokens, hands them to a row kernel, which writes values and the gradient over them,
+and collects what the gradient is of. Logits that exist already go to the row kernel as they are. Beside the inputs
+and their gradient there is never more than ``memory_mb``. The backward pass only scales what the forward pass found.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from amidkd.kernels.heads import Rows, StudentGradient, head_logits, take
-from amidkd.kernels.metrics import Metrics, measure
-from amidkd.kernels.outcomes import pad_outcome, student_log_probs
-from amidkd.kernels.task import Task, cross_entropy
-from amidkd.maths.gradient import value_and_gradient
-from amidkd.signals import TopK
+from amidkd.kernels.block import MEASURED, Block, RowKernel
+from amidkd.kernels.general import BUFFERS, BUFFERS_NARROW, BUFFERS_TEACHER, general
+from amidkd.kernels.heads import Rows, take
+from amidkd.kernels.metrics import Metrics, first_with_assistant
+from amidkd.kernels.outcomes import teacher_log_probs
+from amidkd.kernels.sides import Some, StudentSide, TeacherSide, logits_dtype, needs_buffer
+from amidkd.kernels.task import Task
+from amidkd.kernels.terms import Term, terms_of
+from amidkd.kernels.torch_rows import BUFFERS as TORCH_BUFFERS
+from amidkd.kernels.torch_rows import torch_rows
+from amidkd.kernels.truncated import Merged
+from amidkd.maths.objective import AnyObjective, Objective, WeightedSum
+from amidkd.signals import Hidden, Logits, TopK
 
 __all__ = ["attach", "chunk_tokens", "chunked"]
 
-BUFFERS = 28
-"""How many [n, V] tensors of the computing dtype live at once in a chunk: the worst of the catalogue, measured."""
 
-BUFFERS_TEACHER = 3
-"""How many more for each teacher after the first."""
-
-BUFFERS_NARROW = 8
-"""How many where nothing but the student's logits is V wide: truncated teachers, or cross-entropy alone."""
-
-
-def chunk_tokens(*, memory_mb: float, vocab_size: int, dtype: torch.dtype, teachers: int = 1) -> int:
-    """How many tokens fit in a chunk; at least one.
+def chunk_tokens(*, memory_mb: float, token_bytes: float, count: int) -> int:
+    """How many tokens a chunk has: as many as fit, at least one, and all chunks about equal.
 
     Args:
         memory_mb: Room for a chunk's temporaries, MiB.
-        vocab_size: V.
-        dtype: Of the arithmetic.
-        teachers: How many teachers speak of all V.
+        token_bytes: What one token takes of it.
+        count: n, the tokens to be walked over.
     """
-    buffers = BUFFERS + BUFFERS_TEACHER * (teachers - 1) if teachers else BUFFERS_NARROW
-    return max(1, int(memory_mb * 2**20 // (buffers * vocab_size * dtype.itemsize)))
+    most = max(1, int(memory_mb * 2**20 // max(1.0, token_bytes)))
+    chunks = max(1, -(-count // most))
+    return max(1, -(-count // chunks))
 
 
 @torch.no_grad()
 def chunked(
-    task: Task, metrics: Metrics | None, *, memory_mb: float, weights: Tensor | None, gradient: bool
-) -> tuple[Tensor, StudentGradient | None]:
+    task: Task,
+    metrics: Metrics | None,
+    *,
+    memory_mb: float,
+    weights: Tensor | None,
+    gradient: bool,
+    kernel: RowKernel = torch_rows,
+) -> tuple[Tensor, StudentSide | None]:
     """The loss of each token that counts, and the gradient of their weighted sum.
 
     Args:
@@ -54,78 +59,221 @@ def chunked(
         memory_mb: Room for a chunk's temporaries, MiB.
         weights: Factor [N] of each token in the sum, or None for 1.
         gradient: Whether one is wanted.
+        kernel: What computes the tokens of a chunk.
 
     Returns:
         Values [n] and the collected gradient of Σ weight·value, None where none is wanted.
     """
-    values = torch.empty(task.count, dtype=task.dtype, device=task.device)
-    collected = StudentGradient(task.student, vocab_size=task.vocab_size, dtype=task.dtype) if gradient else None
-    wide = sum(not isinstance(teacher, TopK) for teacher in task.teachers)
-    step = chunk_tokens(memory_mb=memory_mb, vocab_size=task.vocab_size, dtype=task.dtype, teachers=wide)
-    for start in range(0, task.count, step):
-        stop = min(start + step, task.count)
-        rows = task.some(start, stop)
-        logits = head_logits(task.student, rows, vocab_size=task.vocab_size, dtype=task.dtype)
-        values[start:stop], slope = _soft(task, rows, logits, metrics, gradient=gradient)
-        if task.labels is not None:
-            hard, slope = _hard(task, rows, logits, slope, metrics, gradient=gradient)
-            values[start:stop] += hard
-        if collected is not None and slope is not None:
-            if weights is not None:
-                slope.mul_(take(weights, rows).to(slope.dtype).unsqueeze(-1))
-            collected.add(rows, logits, slope)
-    return values, collected
+    walk = _Walk(task, metrics, memory_mb=memory_mb, weights=weights, gradient=gradient, kernel=kernel)
+    for start in range(0, task.count, walk.step):
+        walk.chunk(start, min(start + walk.step, task.count))
+    return walk.values, walk.student if gradient else None
 
 
-def _soft(
-    task: Task, rows: Rows, logits: Tensor, metrics: Metrics | None, *, gradient: bool
-) -> tuple[Tensor, Tensor | None]:
-    """The divergence of a chunk [n], and its gradient with respect to the logits [n, V], fresh."""
-    if not task.teachers:
-        return logits.new_zeros(logits.shape[:1]), None
-    objective, ids, log_p = task.objective_of(rows), task.ids(rows), task.log_p(rows)
-    log_q = student_log_probs(logits, ids, temperature=task.temperature)
-    if metrics is not None:
-        metrics.add(measure(objective, teacher=log_p, student=log_q))
-    if gradient:
-        values, slope = value_and_gradient(objective, teacher=log_p, student=log_q)
-    else:
-        values, slope = objective(teacher=log_p, student=log_q), None
-    if metrics is not None:
-        metrics.add({"divergence": values})
-    if slope is None:
-        return values, None
-    del log_p, log_q
-    if ids is not None:
-        return values, _refine(logits, ids, slope)
-    return values, slope if task.temperature == 1.0 else slope.div_(task.temperature)
+def _one_kernel(task: Task, metrics: Metrics | None) -> bool:
+    """Whether the row kernels can compute an objective; otherwise it is left to `general`."""
+    if task.objective is None:
+        return True
+    terms = terms_of(task.objective)
+    if not terms:
+        return False
+    if metrics is not None and _assistant(task.objective) == -1:
+        return False
+    return len(task.teachers) == 1 and not task.several
 
 
-def _refine(logits: Tensor, ids: Tensor, slope: Tensor) -> Tensor:
-    """From the gradient over K tokens and a tail [n, K + 1] to the gradient over V: the tail's is shared by softmax."""
-    rest = pad_outcome(logits).scatter_(-1, ids, -torch.inf)
-    tail = rest.logsumexp(-1, keepdim=True)
-    shared = rest.sub_(tail.masked_fill_(tail == -torch.inf, 0.0)).exp_().mul_(slope[:, -1:])
-    return shared.scatter_add_(-1, ids, slope[:, :-1])[:, : logits.shape[1]]
+def _assistant(objective: AnyObjective) -> int | None:
+    """Among the terms of weight above 0, the number of the first of all that has an assistant; −1 if it is not there."""
+    first = first_with_assistant(objective)
+    if "assistant" not in first.between:
+        return None
+    weighted = objective.terms if isinstance(objective, WeightedSum) else ((1.0, objective),)
+    kept = [term for weight, term in weighted if weight != 0]
+    return next((number for number, term in enumerate(kept) if term is first), -1)
 
 
-def _hard(
-    task: Task, rows: Rows, logits: Tensor, slope: Tensor | None, metrics: Metrics | None, *, gradient: bool
-) -> tuple[Tensor, Tensor | None]:
-    """The weighted cross-entropy of a chunk [n], and the gradient with its own added."""
-    found = task.labels_of(rows)
-    assert found is not None
-    labels, given = found
-    nll = cross_entropy(logits, labels, given)
-    if metrics is not None:
-        metrics.add({"cross_entropy": nll}, given=given)
-    values = task.cross_entropy_weight * nll
-    if not gradient:
-        return values, None
-    factor = (task.cross_entropy_weight * given.to(task.dtype)).unsqueeze(-1)
-    hard = logits.softmax(-1).mul_(factor)
-    hard.scatter_add_(-1, labels.unsqueeze(-1), -factor)
-    return values, hard if slope is None else slope.add_(hard)
+class _Walk:
+    """What the chunks of one call share."""
+
+    def __init__(
+        self,
+        task: Task,
+        metrics: Metrics | None,
+        *,
+        memory_mb: float,
+        weights: Tensor | None,
+        gradient: bool,
+        kernel: RowKernel,
+    ) -> None:
+        self.task = task
+        self.metrics = metrics
+        self.weights = weights
+        self.gradient = gradient
+        self.kernel = kernel
+        self.general = not _one_kernel(task, metrics)
+        self.step = chunk_tokens(memory_mb=memory_mb, token_bytes=self._token_bytes(), count=task.count)
+        self.values = torch.empty(task.count, dtype=task.dtype, device=task.device)
+        self.student = StudentSide(
+            task.student,
+            vocab_size=task.vocab_size,
+            dtype=task.dtype,
+            step=self.step,
+            gradient=gradient,
+            rows=task.rows,
+        )
+        self.teacher = None
+        if not self.general and task.teachers and not isinstance(task.teachers[0], TopK):
+            self.teacher = TeacherSide(
+                task.teachers[0], vocab_size=task.vocab_size, dtype=task.dtype, device=task.device, step=self.step
+            )
+
+    def _token_bytes(self) -> float:
+        """What a token takes of the memory of a chunk; 0 where nothing grows with the chunk."""
+        task = self.task
+        V, size = task.vocab_size, task.dtype.itemsize
+        total = 0
+        for signal in (task.student, *task.teachers):
+            if isinstance(signal, TopK):
+                total += 8 * size * (signal.ids.shape[1] + 1)
+            elif needs_buffer(signal, task.device):
+                total += V * logits_dtype(signal, task.dtype).itemsize
+                if isinstance(signal, Hidden) and signal.weight.dtype != logits_dtype(signal, task.dtype):
+                    total += V * signal.weight.dtype.itemsize
+        if isinstance(task.student, Hidden) and task.student.softcap is not None and self.gradient:
+            total += V * logits_dtype(task.student, task.dtype).itemsize
+        wide = sum(not isinstance(teacher, TopK) for teacher in task.teachers)
+        if self.general:
+            total += V * size * (BUFFERS + BUFFERS_TEACHER * (wide - 1) if wide else BUFFERS_NARROW)
+        elif self.kernel is torch_rows and task.device.type != "cpu":
+            total += V * size * TORCH_BUFFERS
+        return total
+
+    def chunk(self, start: int, stop: int) -> None:
+        """Compute some of the tokens that count."""
+        rows, count = self.task.some(start, stop), stop - start
+        logits = self.student.load(rows, count)
+        target = self.student.target(rows, count)
+        if self.general:
+            self._general(rows, logits, target, self.values[start:stop])
+        else:
+            block = self._block(rows, count, logits, target, self.values[start:stop])
+            if self.task.teachers and isinstance(self.task.teachers[0], TopK):
+                self._truncated(block, rows)
+            else:
+                self.kernel(block)
+                self._measure(block)
+        self.student.collect(rows, count)
+
+    def _general(self, rows: Rows, logits: Some, target: Tensor | None, values: Tensor) -> None:
+        tensor, index = logits
+        z = (tensor if index is None else tensor[index])[:, : self.task.vocab_size].to(self.task.dtype)
+        found, slope = general(self.task, rows, z, self.metrics, gradient=self.gradient)
+        values.copy_(found)
+        if target is None:
+            return
+        assert slope is not None
+        if self.weights is not None:
+            slope.mul_(take(self.weights, rows).to(slope).unsqueeze(-1))
+        target[slice(None) if index is None else index, : self.task.vocab_size] = slope.to(target.dtype)
+
+    def _block(self, rows: Rows, count: int, logits: Some, target: Tensor | None, values: Tensor) -> Block:
+        task, measured = self.task, self.metrics is not None
+        labels = None
+        found = task.labels_of(rows)
+        if found is not None:
+            labels = found[0].masked_fill(~found[1], -1)
+        teacher, teacher_rows = (None, None) if self.teacher is None else self.teacher.load(rows, count)
+        soft = bool(task.teachers)
+        return Block(
+            count=count,
+            vocab_size=task.vocab_size,
+            student=logits[0],
+            student_rows=logits[1],
+            teacher=teacher,
+            teacher_rows=teacher_rows,
+            terms=self._terms(rows) if soft else (),
+            temperature=task.temperature,
+            labels=labels,
+            cross_entropy_weight=task.cross_entropy_weight,
+            scale=None if self.weights is None else take(self.weights, rows).to(device=task.device, dtype=task.dtype),
+            values=values,
+            divergences=torch.empty_like(values) if measured and soft else None,
+            cross_entropies=torch.empty_like(values) if measured and labels is not None else None,
+            metrics=values.new_empty((len(MEASURED), count)) if measured and soft else None,
+            assistant=_assistant(task.objective) if task.objective is not None else None,
+            gradient=target,
+        )
+
+    def _terms(self, rows: Rows) -> tuple[Term, ...]:
+        terms = terms_of(self.task.objective_of(rows))
+        assert terms is not None
+        device = self.task.device
+
+        def here(setting: float | Tensor) -> float | Tensor:
+            return setting.to(device) if isinstance(setting, Tensor) else setting
+
+        return tuple(replace(term, s=here(term.s), lam=here(term.lam)) for term in terms)
+
+    def _truncated(self, block: Block, rows: Rows) -> None:
+        """The same over K tokens and a tail; the cross-entropy over V, whose log-sum-exp is that of the outcomes."""
+        task = self.task
+        ids = task.ids(rows)
+        assert ids is not None
+        log_p = task.log_p(rows)
+        assert isinstance(log_p, Tensor)
+        merged = Merged(block.student, block.student_rows, ids, vocab_size=task.vocab_size, dtype=task.dtype)
+        outcomes = merged.outcomes()
+        slope = torch.empty_like(outcomes) if self.gradient else None
+        narrow = replace(
+            block,
+            vocab_size=outcomes.shape[1],
+            student=outcomes,
+            student_rows=None,
+            teacher=log_p,
+            labels=None,
+            cross_entropies=None,
+            gradient=slope,
+        )
+        self.kernel(narrow)
+        onehot = None
+        if block.labels is not None:
+            onehot = _cross_entropy(block, outcomes, slope)
+        if slope is not None:
+            assert block.gradient is not None
+            merged.spread(slope, block.gradient)
+            if onehot is not None:
+                labels, factor = onehot
+                at = torch.arange(block.count, device=labels.device)
+                at = at if block.student_rows is None else block.student_rows
+                block.gradient[at, labels] -= factor.to(block.gradient.dtype)
+        self._measure(block)
+
+    def _measure(self, block: Block) -> None:
+        if self.metrics is None:
+            return
+        if block.metrics is not None and block.divergences is not None:
+            seen = MEASURED if block.assistant is not None else MEASURED[:-2]
+            self.metrics.add(dict(zip(seen, block.metrics, strict=False)))
+            self.metrics.add({"divergence": block.divergences})
+        if block.cross_entropies is not None and block.labels is not None:
+            self.metrics.add({"cross_entropy": block.cross_entropies}, given=block.labels >= 0)
+
+
+def _cross_entropy(block: Block, outcomes: Tensor, slope: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Add the cross-entropy of merged students; returns labels [n] and what their one-hot's gradient is less [n]."""
+    assert block.labels is not None
+    given, labels = block.labels >= 0, block.labels.clamp(min=0)
+    at = torch.arange(block.count, device=labels.device) if block.student_rows is None else block.student_rows
+    nll = torch.where(given, outcomes.logsumexp(-1) - block.student[at, labels].to(outcomes.dtype), 0.0)
+    block.values.add_(nll, alpha=block.cross_entropy_weight)
+    if block.cross_entropies is not None:
+        block.cross_entropies.copy_(nll)
+    factor = block.cross_entropy_weight * (given & nll.isfinite()).to(outcomes.dtype)
+    if block.scale is not None:
+        factor = factor * block.scale
+    if slope is not None:
+        slope.addcmul_(torch.where(factor.unsqueeze(-1) == 0, 0.0, outcomes.softmax(-1)), factor.unsqueeze(-1))
+    return labels, factor
 
 
 class _Attach(torch.autograd.Function):
@@ -154,12 +302,12 @@ class _Attach(torch.autograd.Function):
         return (None, None, *found)
 
 
-def attach(total: Tensor, collected: StudentGradient, tensors: tuple[Tensor | None, ...]) -> Tensor:
+def attach(total: Tensor, collected: StudentSide, tensors: tuple[Tensor | None, ...]) -> Tensor:
     """Give a sum the gradient that was found with it.
 
     Args:
         total: Σ weight·value, scalar.
         collected: Its gradient, as ``chunked`` found it.
-        tensors: The student's tensors, in the order of ``StudentGradient.finish``.
+        tensors: The student's tensors, in the order of ``StudentSide.finish``.
     """
     return _Attach.apply(total, collected.finish(), *tensors)

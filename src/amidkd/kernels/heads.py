@@ -1,4 +1,4 @@
-"""From a signal to logits of some of its tokens, and back to the gradient of what made them.
+"""From a signal to logits of some of its tokens.
 
 The product W h runs in the head's own dtype (as in the model itself); everything after it in float32, or float64
 where the inputs are. Autocast is off here: it would round what the caller asked for in float32.
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from amidkd.signals import Hidden, Logits, Signal
 
-__all__ = ["Rows", "StudentGradient", "compute_dtype", "exact", "head_logits", "sources", "take", "vocabulary"]
+__all__ = ["Rows", "compute_dtype", "exact", "head_logits", "sources", "take", "vocabulary"]
 
 Rows = slice | Tensor
 """Some of N tokens: a slice, or their indices [n]."""
@@ -75,55 +75,3 @@ def head_logits(signal: Logits | Hidden, rows: Rows, *, vocab_size: int, dtype: 
     if signal.softcap is not None:
         product = torch.tanh(product / signal.softcap) * signal.softcap
     return product
-
-
-class StudentGradient:
-    """Collects dL/d(what the student's logits are made of), some tokens at a time.
-
-    Logits keep theirs in one buffer of their own dtype (a token's row is written once, so nothing is lost by it);
-    states, weight and bias are summed in ``dtype`` and rounded to their own at the end.
-    """
-
-    def __init__(self, signal: Logits | Hidden, *, vocab_size: int, dtype: torch.dtype) -> None:
-        self._signal = signal
-        self._vocab_size = vocab_size
-        self._dtype = dtype
-        self._buffers: list[Tensor | None]
-        if isinstance(signal, Logits):
-            self._buffers = [torch.zeros_like(signal.logits, memory_format=torch.contiguous_format)]
-        else:
-            self._buffers = [
-                torch.zeros_like(part, dtype=dtype) if part is not None and part.requires_grad else None
-                for part in sources(signal)
-            ]
-
-    def add(self, rows: Rows, logits: Tensor, gradient: Tensor) -> None:
-        """Add some tokens' gradient with respect to their logits; it is used up.
-
-        Args:
-            rows: Which tokens.
-            logits: Their logits [n, V], as ``head_logits`` gave them.
-            gradient: dL/dlogits [n, V]; overwritten.
-        """
-        signal, V = self._signal, self._vocab_size
-        if isinstance(signal, Logits):
-            buffer = self._buffers[0]
-            assert buffer is not None
-            buffer[rows, :V] = gradient.to(buffer.dtype)
-            return
-        if signal.softcap is not None:
-            gradient.mul_(1.0 - (logits / signal.softcap).square_())
-        if signal.scale != 1.0:
-            gradient.mul_(signal.scale)
-        states, weight, bias = self._buffers
-        if bias is not None:
-            bias[:V] += gradient.sum(0)
-        if weight is not None:
-            weight[:V].addmm_(gradient.T, take(signal.states, rows).to(self._dtype))
-        if states is not None:
-            head = signal.weight[:V]
-            states[rows] = (gradient.to(head.dtype) @ head).to(self._dtype)
-
-    def finish(self) -> list[Tensor | None]:
-        """The gradients, one a source of the signal, None where none is wanted."""
-        return self._buffers

@@ -10,7 +10,7 @@ from amidkd.maths.mixture import log_mixture_of
 from amidkd.maths.objective import AnyObjective, Objective
 from amidkd.maths.shapes import LogProbs
 
-__all__ = ["Metrics", "measure"]
+__all__ = ["Metrics", "first_with_assistant", "measure"]
 
 _FORWARD, _REVERSE = divergence("kl"), divergence("reverse_kl")
 
@@ -56,7 +56,7 @@ def measure(objective: AnyObjective, *, teacher: Tensor | Sequence[Tensor], stud
         teacher: log p [n, V], or a list of such.
         student: log q [n, V].
     """
-    first = _first_with_assistant(objective)
+    first = first_with_assistant(objective)
     log_p = _one_teacher(first, teacher)
     pair = Pair.of(LogProbs.of(log_p), LogProbs.of(student))
     found = {
@@ -76,7 +76,8 @@ def measure(objective: AnyObjective, *, teacher: Tensor | Sequence[Tensor], stud
     return found
 
 
-def _first_with_assistant(objective: AnyObjective) -> Objective:
+def first_with_assistant(objective: AnyObjective) -> Objective:
+    """The term that the assistant's numbers are of: the first that has one; else the first."""
     if isinstance(objective, Objective):
         return objective
     terms = [term for _, term in objective.terms]

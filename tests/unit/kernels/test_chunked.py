@@ -10,7 +10,7 @@ import torch
 from amidkd.kernels import distillation_loss
 from amidkd.kernels.chunked import chunk_tokens
 from amidkd.maths import Objective
-from amidkd.signals import Logits
+from amidkd.signals import Hidden, Logits
 
 N, V = 9, 23
 
@@ -25,21 +25,29 @@ def loss_of(z, **arguments):
 
 
 def test_chunks_of_any_size_give_the_same():
-    per_token = chunk_tokens(memory_mb=1, vocab_size=V, dtype=torch.float64)
     found = []
     for tokens in (1, 2, 4, 9, 100):
-        z = randn(N, V).requires_grad_()
-        memory_mb = tokens / per_token * 1.001
-        assert chunk_tokens(memory_mb=memory_mb, vocab_size=V, dtype=torch.float64) == tokens
-        out = loss_of(z, memory_mb=memory_mb, metrics=True)
+        h, head = randn(N, 5).requires_grad_(), randn(V, 5, seed=2).requires_grad_()
+        memory_mb = tokens * 8 * V * 1.001 / 2**20
+        out = distillation_loss(
+            student=Hidden(h, head),
+            teacher=Logits(randn(N, V, seed=1)),
+            objective=Objective(),
+            backend="chunked",
+            memory_mb=memory_mb,
+            metrics=True,
+        )
         out.loss.backward()
-        found.append({"loss": out.loss.detach(), "gradient": z.grad, **out.metrics})
+        found.append({"loss": out.loss.detach(), "states": h.grad, "head": head.grad, **out.metrics})
     for other in found[1:]:
         torch.testing.assert_close(other, found[0], rtol=1e-13, atol=1e-15)
 
 
-def test_a_chunk_has_at_least_one_token():
-    assert chunk_tokens(memory_mb=1e-9, vocab_size=152_000, dtype=torch.float32) == 1
+@pytest.mark.parametrize(
+    ("memory_mb", "count", "tokens"), [(1e-9, 10, 1), (1, 0, 1), (1, 4, 4), (1, 1000, 8), (1, 9, 5), (1, 16, 8)]
+)
+def test_a_chunk_has_at_least_one_token_and_all_are_about_equal(memory_mb, count, tokens):
+    assert chunk_tokens(memory_mb=memory_mb, token_bytes=2**17, count=count) == tokens
 
 
 def test_a_second_backward_says_what_to_do():
