@@ -1,0 +1,126 @@
+"""Blocks for the row kernels, and what the mathematics says of them in float64."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from amidkd.kernels.block import MEASURED, Block
+from amidkd.kernels.cpu_rows import cpu_missing, cpu_rows
+from amidkd.kernels.metrics import measure
+from amidkd.kernels.terms import terms_of
+from amidkd.kernels.torch_rows import torch_rows
+from amidkd.maths import WeightedSum
+from amidkd.maths.gradient import value_and_gradient
+
+__all__ = ["KERNELS", "Wanted", "block_of", "by_row", "kernels", "randn", "wanted_of"]
+
+KERNELS = {"torch": (torch_rows, None), "cpu": (cpu_rows, cpu_missing())}
+"""Each row kernel that runs on the CPU, and why it is not there, or None."""
+
+kernels = pytest.mark.parametrize(
+    "kernel",
+    [
+        pytest.param(kernel, id=name, marks=[] if missing is None else pytest.mark.skip(reason=missing))
+        for name, (kernel, missing) in KERNELS.items()
+    ],
+)
+
+
+def randn(*shape, seed=0, scale=3.0, dtype=torch.float32):
+    """Random numbers that float32 holds exactly."""
+    return (torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale).to(dtype)
+
+
+def block_of(objective, student, teacher, *, wants_metrics=True, **rest):
+    """A block of all rows and columns with every output wanted and full of NaN; ``rest`` replaces its fields."""
+    fields = {
+        "count": student.shape[0],
+        "vocab_size": student.shape[1],
+        "student": student,
+        "student_rows": None,
+        "teacher": teacher,
+        "teacher_rows": None,
+        "terms": () if objective is None else terms_of(objective),
+        "temperature": 1.0,
+        "labels": None,
+        "cross_entropy_weight": 0.0,
+        "scale": None,
+        "assistant": None if objective is None else _assistant(objective),
+        "gradient": torch.full_like(student, torch.nan, memory_format=torch.contiguous_format),
+    } | rest
+    wide = torch.float64 if student.dtype == torch.float64 else torch.float32
+    nan = torch.full((3 + len(MEASURED), fields["count"]), torch.nan, dtype=wide)
+    values, divergences, cross_entropies = nan[:3].unbind()
+    outputs = {"values": values, "divergences": divergences, "cross_entropies": cross_entropies}
+    metrics = nan[3:] if wants_metrics and teacher is not None else None
+    return Block(**(outputs | {"metrics": metrics} | fields))
+
+
+def _assistant(objective):
+    """The first term with an assistant, among those that count."""
+    terms = [t for w, t in objective.terms if w] if isinstance(objective, WeightedSum) else [objective]
+    return next((k for k, term in enumerate(terms) if "assistant" in term.between), None)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What `Block` says of its outputs, in float64.
+
+    Args:
+        values: [n].
+        divergences: [n].
+        cross_entropies: [n].
+        metrics: [7, n], NaN where not written.
+        gradient: [n, V].
+    """
+
+    values: torch.Tensor
+    divergences: torch.Tensor
+    cross_entropies: torch.Tensor
+    metrics: torch.Tensor
+    gradient: torch.Tensor
+
+
+def wanted_of(objective, student, teacher, *, temperature=1.0, labels=None, cross_entropy_weight=0.0, scale=None):
+    """The outputs by `amidkd.maths`, from the very numbers that the kernel sees.
+
+    Args:
+        objective: Settings per token are those of these tokens.
+        student: Logits [n, V], the columns that count.
+        teacher: Logits [n, V].
+        temperature: As of `Block`.
+        labels: As of `Block`.
+        cross_entropy_weight: As of `Block`.
+        scale: As of `Block`.
+    """
+    z, zt = student.double(), None if teacher is None else teacher.double()
+    divergences, gradient = z.new_zeros(z.shape[0]), torch.zeros_like(z)
+    metrics = z.new_full((len(MEASURED), z.shape[0]), torch.nan)
+    if objective is not None:
+        sides = {"teacher": (zt / temperature).log_softmax(-1), "student": (z / temperature).log_softmax(-1)}
+        divergences, gradient = value_and_gradient(objective, **sides)
+        gradient = gradient / temperature
+        found = measure(objective, **sides)
+        for k, name in enumerate(MEASURED):
+            metrics[k] = found.get(name, torch.nan)
+    cross_entropies = torch.zeros_like(divergences)
+    if labels is not None:
+        given = (labels >= 0).double()
+        some = labels.clamp(min=0).unsqueeze(-1)
+        cross_entropies = given * -z.log_softmax(-1).gather(-1, some).squeeze(-1)
+        hard = z.softmax(-1).scatter_add(-1, some, -torch.ones_like(z[:, :1]))
+        gradient = gradient + cross_entropy_weight * given.unsqueeze(-1) * hard
+    return Wanted(
+        values=divergences + cross_entropy_weight * cross_entropies,
+        divergences=divergences,
+        cross_entropies=cross_entropies,
+        metrics=metrics,
+        gradient=gradient if scale is None else gradient * scale.unsqueeze(-1).double(),
+    )
+
+
+def by_row(found, wanted):
+    """max|error| / max(max|reference|, 1e-3) of each row [n, V]; of values [n], of each value."""
+    found, wanted = found.double().reshape(len(wanted), -1), wanted.reshape(len(wanted), -1)
+    return (found - wanted).abs().amax(-1) / wanted.abs().amax(-1).clamp(min=1e-3)

@@ -1,0 +1,369 @@
+"""What `Block` promises, of every row kernel: called directly, in float32, against the mathematics in float64."""
+
+import dataclasses
+
+import pytest
+import torch
+from blocks import block_of, by_row, kernels, randn, wanted_of
+
+from amidkd.maths import Objective, divergence
+
+ALPHAS = [-5.0, -3.0, -1.0, 0.0, 0.5, 0.99999, 1.0, 1.00001, 1.5, 3.0, 5.0]
+LAMS = [0.0, 1e-6, 0.01, 0.1, 0.5, 0.99, 1.0]
+NAMES = {
+    "kl": {},
+    "reverse_kl": {},
+    "jeffreys": {},
+    "total_variation": {},
+    "jensen_shannon": {},
+    "squared_hellinger": {},
+    "chi_squared": {},
+    "amari 0.4": {"order": 0.4},
+    "amari -2": {"order": -2.0},
+    "alpha_beta .2 .7": {"a": 0.2, "b": 0.7},
+    "alpha_beta .7 0": {"a": 0.7, "b": 0.0},
+    "alpha_beta .5 -.5": {"a": 0.5, "b": -0.5},
+    "alpha_beta 0 0": {"a": 0.0, "b": 0.0},
+    "alpha_beta -.3 .9": {"a": -0.3, "b": 0.9},
+}
+BETWEEN = [
+    "teacher||student",
+    "student||teacher",
+    "teacher||assistant",
+    "assistant||teacher",
+    "student||assistant",
+    "assistant||student",
+]
+LIMIT = 1e-4
+
+
+def made(name):
+    return divergence(name.split()[0], **NAMES[name])
+
+
+def skewed(name, between="teacher||assistant", alpha=-3.0, lam=0.3, **rest):
+    return Objective(divergence=made(name), between=between, alpha=alpha, lam=lam, **rest)
+
+
+OBJECTIVES = {
+    "kl": skewed("kl"),
+    "jensen_shannon": skewed("jensen_shannon", "assistant||student", alpha=1.0),
+    "power": skewed("alpha_beta .2 .7", "student||assistant", alpha=0.5),
+    "gkd": 0.3 * skewed("kl", alpha=-1.0) + 0.7 * skewed("kl", "student||assistant", alpha=-1.0),
+    "three": (
+        0.5 * skewed("total_variation", "student||teacher")
+        + 0.2 * skewed("squared_hellinger", "assistant||teacher", alpha=3.0)
+        + 2.0 * skewed("jeffreys", "assistant||student", detach_assistant=True)
+    ),
+}
+"""The order in "three" puts the first term with an assistant second."""
+
+
+def gradient_error(block, wanted, of_value=1e-3):
+    """max|error| of each token / max(max|reference|, 1e-3, a part of D).
+
+    The gradient is a difference of parts as large as D, so that of one token cannot be surer than the rounding of D.
+    """
+    size = torch.maximum(wanted.gradient.abs().amax(-1).clamp(min=1e-3), of_value * wanted.values)
+    return (block.gradient - wanted.gradient).abs().amax(-1) / size
+
+
+def check(block, wanted, *, limit=LIMIT):
+    """Every output of a block of all rows is the wanted one; ``limit`` is one for all tokens, or one each."""
+    for name in ("values", "divergences", "cross_entropies"):
+        assert (by_row(vars(block)[name], vars(wanted)[name]) <= limit).all(), name
+    if block.metrics is not None:
+        written = ~wanted.metrics.isnan()
+        assert torch.equal(~block.metrics.isnan(), written)
+        assert torch.allclose(block.metrics[written].double(), wanted.metrics[written], rtol=LIMIT, atol=LIMIT / 10)
+    if block.gradient is not None:
+        assert (gradient_error(block, wanted) <= limit).all()
+
+
+def surrounded(rows, columns, *, seed, dtype=torch.float32):
+    """[9, 21] numbers of which only some count: the others are NaN, and so is what lies between two rows."""
+    storage = torch.full((9, 40), torch.nan, dtype=dtype)
+    storage[rows, 3 : 3 + columns] = randn(len(rows), columns, seed=seed, dtype=dtype)
+    return storage[:, 3:24]
+
+
+@kernels
+@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("hard", [False, True])
+def test_all_that_is_asked_for_is_written_and_nothing_else(kernel, name, hard):
+    rows, teacher_rows = torch.tensor([7, 2, 8, 0, 4]), torch.tensor([1, 6, 3, 8, 5])
+    student, teacher = surrounded(rows, 17, seed=0), surrounded(teacher_rows, 17, seed=1)
+    labels = torch.tensor([3, -100, 0, 16, -100]) if hard else None
+    extra = {"labels": labels, "cross_entropy_weight": 0.4} if hard else {}
+    extra |= {"temperature": 1.7, "scale": torch.tensor([0.5, -2.0, 0.0, 1.0, 3.0])}
+    before = student.clone(), teacher.clone()
+    gradient = torch.full((9, 40), torch.nan)[:, 3:24]
+    block = block_of(
+        OBJECTIVES[name],
+        student,
+        teacher,
+        count=5,
+        vocab_size=17,
+        student_rows=rows,
+        teacher_rows=teacher_rows,
+        gradient=gradient,
+        **extra,
+    )
+    kernel(block)
+    wanted = wanted_of(OBJECTIVES[name], student[rows, :17], teacher[teacher_rows, :17], **extra)
+    check(dataclasses.replace(block, gradient=gradient[rows, :17]), wanted)
+    written = torch.zeros(9, 21, dtype=torch.bool)
+    written[rows, :17] = True
+    assert torch.equal(~gradient.isnan(), written)
+    assert torch.equal(student.isnan(), before[0].isnan())
+    assert torch.equal(teacher.isnan(), before[1].isnan())
+    assert torch.equal(student[written], before[0][written])
+
+
+@kernels
+def test_what_is_not_asked_for_changes_nothing(kernel):
+    student, teacher = randn(5, 17), randn(5, 17, seed=1)
+    whole = block_of(OBJECTIVES["gkd"], student, teacher)
+    kernel(whole)
+    for missing in ("divergences", "cross_entropies", "metrics", "gradient"):
+        block = block_of(OBJECTIVES["gkd"], student, teacher, **{missing: None})
+        kernel(block)
+        for name in {"values", "divergences", "cross_entropies", "metrics", "gradient"} - {missing}:
+            assert torch.allclose(vars(block)[name], vars(whole)[name], rtol=1e-6, atol=1e-7), (missing, name)
+
+
+@kernels
+def test_no_rows_and_no_terms(kernel):
+    none = block_of(OBJECTIVES["kl"], randn(0, 5), randn(0, 5, seed=1))
+    kernel(none)
+    some = torch.full((3, 5), torch.nan)
+    empty = torch.zeros(0, dtype=torch.int64)
+    kernel(block_of(OBJECTIVES["kl"], some, some, count=0, student_rows=empty, teacher_rows=empty))
+    extra = {"labels": torch.tensor([4, -1, 2]), "cross_entropy_weight": 0.7}
+    alone = block_of(None, randn(3, 5), None, **extra)
+    kernel(alone)
+    check(alone, wanted_of(None, alone.student, None, **extra))
+
+
+@kernels
+@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("indexed", [False, True])
+def test_the_gradient_may_be_written_over_the_student(kernel, name, indexed):
+    student, teacher = randn(6, 33), randn(6, 33, seed=1)
+    extra = {"labels": torch.tensor([0, 32, -100, 7, 1, 2]), "cross_entropy_weight": 0.3}
+    if indexed:
+        extra |= {"student_rows": torch.tensor([5, 0, 1, 4, 3, 2]), "teacher_rows": torch.arange(6).flip(0)}
+    apart = block_of(OBJECTIVES[name], student, teacher, **extra)
+    kernel(apart)
+    over = student.clone()
+    kernel(block_of(OBJECTIVES[name], over, teacher, gradient=over, **extra))
+    assert torch.equal(over, apart.gradient)
+
+
+@kernels
+@pytest.mark.parametrize(
+    ("of_student", "of_teacher"),
+    [
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.bfloat16),
+        (torch.bfloat16, torch.bfloat16),
+        (torch.float16, torch.float32),
+        (torch.bfloat16, torch.float16),
+    ],
+)
+def test_student_and_teacher_have_dtypes_and_widths_of_their_own(kernel, of_student, of_teacher):
+    student, teacher = randn(7, 67, dtype=of_student), randn(7, 90, seed=1, dtype=of_teacher)
+    for objective in OBJECTIVES.values():
+        block = block_of(objective, student, teacher, vocab_size=61, temperature=1.3)
+        kernel(block)
+        wanted = wanted_of(objective, student[:, :61], teacher[:, :61], temperature=1.3)
+        check(dataclasses.replace(block, gradient=None), wanted)
+        assert block.gradient.dtype == of_student
+        # the rounding of the result, half a unit in its last place, and what is asked of float32
+        found, rounding = block.gradient[:, :61].double(), torch.finfo(of_student).eps / 2
+        bound = wanted.gradient.abs() * rounding + LIMIT * wanted.gradient.abs().amax(-1, keepdim=True).clamp(min=1e-3)
+        assert ((found - wanted.gradient).abs() <= bound).all()
+
+
+GRID = {
+    "alpha": torch.tensor(ALPHAS, dtype=torch.float64).repeat_interleave(len(LAMS)),
+    "lam": torch.tensor(LAMS, dtype=torch.float64).repeat(len(ALPHAS)),
+}
+"""One token for each α and λ."""
+LIMITS = torch.where(GRID["lam"] == 1e-6, 10 * LIMIT, LIMIT)
+"""At λ = 1e-6 two numbers of the size of log p − log q leave a millionth of them, where float32 has one digit."""
+OUT_OF_RANGE = 1e29
+"""A power divergence with a negative exponent is infinite from here on in float32."""
+
+
+@kernels
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("between", BETWEEN)
+def test_each_alpha_and_lambda_of_a_token(kernel, name, between):
+    count = len(GRID["alpha"])
+    for vocabulary in (1, 2, 67):
+        student, teacher = randn(count, vocabulary), randn(count, vocabulary, seed=1)
+        objective = skewed(name, between, **GRID)
+        block = block_of(objective, student, teacher)
+        kernel(block)
+        check(block, wanted_of(objective, student, teacher), limit=LIMITS)
+        assert (block.values >= 0).all()
+
+
+@kernels
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("between", BETWEEN)
+def test_an_alpha_and_lambda_of_all_are_those_of_each_token(kernel, name, between):
+    count = len(GRID["alpha"])
+    student, teacher = randn(count, 19), randn(count, 19, seed=1)
+    each = block_of(skewed(name, between, **GRID), student, teacher)
+    kernel(each)
+    for k in range(0, count, 1 if "assistant" in between else count):
+        objective = skewed(name, between, alpha=GRID["alpha"][k].item(), lam=GRID["lam"][k].item())
+        one = block_of(objective, student[k : k + 1], teacher[k : k + 1])
+        kernel(one)
+        assert by_row(one.values, each.values[k : k + 1].double()) <= LIMITS[k]
+        assert by_row(one.gradient, each.gradient[k : k + 1].double()) <= LIMITS[k]
+
+
+MASKS = {
+    "teacher": ((1, 4), ()),
+    "student": ((), (1, 4)),
+    "both": ((1, 4), (1, 4)),
+    "overlapping": ((1, 4), (4, 6)),
+    "disjoint": (range(5), range(5, 13)),
+    "one left": (range(12), range(12)),
+}
+"""Tokens of −inf in teacher and student; V = 13."""
+
+
+@kernels
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("between", BETWEEN)
+def test_masked_vocabulary(kernel, between, mask):
+    """The value on what lives, or +inf where it is infinite (or passes the range of float32); never NaN."""
+    count = len(GRID["alpha"])
+    student, teacher = randn(count, 13), randn(count, 13, seed=1)
+    for logits, dead in zip((teacher, student), MASKS[mask], strict=True):
+        logits[:, list(dead)] = -torch.inf
+    for name in NAMES:
+        objective = skewed(name, between, **GRID)
+        block = block_of(objective, student, teacher)
+        kernel(block)
+        wanted = wanted_of(objective, student, teacher)
+        beyond = wanted.values > OUT_OF_RANGE
+        assert (block.values[beyond] > OUT_OF_RANGE).all(), name
+        assert (by_row(block.values, wanted.values) <= LIMITS)[~beyond].all(), name
+        assert (gradient_error(block, wanted, of_value=1e-2) <= LIMITS)[~beyond].all(), name
+        assert (block.gradient[wanted.values == torch.inf] == 0).all(), name
+        assert block.gradient.isfinite().all(), name
+        assert (block.gradient[:, list(MASKS[mask][1])] == 0).all(), name
+        assert not block.metrics[:5].isnan().any(), name
+
+
+@kernels
+@pytest.mark.parametrize("between", BETWEEN)
+@pytest.mark.parametrize("dead", ["student", "teacher", "both"])
+def test_a_side_without_any_token_is_infinite_with_gradient_zero(kernel, between, dead):
+    student, teacher = randn(2, 9), randn(2, 9, seed=1)
+    for side, logits in (("student", student), ("teacher", teacher)):
+        if dead in (side, "both"):
+            logits[0] = -torch.inf
+    for alpha in (-3.0, 1.0, 3.0):
+        block = block_of(skewed("kl", between, alpha=alpha), student, teacher)
+        kernel(block)
+        alone = block_of(skewed("kl", between, alpha=alpha), student[1:], teacher[1:])
+        kernel(alone)
+        # below α = 1 the assistant is what is left of the other side
+        if dead == "both" or dead in between or alpha >= 1:
+            assert block.values[0] == torch.inf
+        assert not block.values.isnan().any()
+        assert (block.gradient[0] == 0).all()
+        assert torch.allclose(block.values[1:], alone.values, rtol=1e-6)
+        assert torch.allclose(block.gradient[1:], alone.gradient, rtol=1e-5, atol=1e-7)
+
+
+@kernels
+@pytest.mark.parametrize("between", BETWEEN)
+@pytest.mark.parametrize("name", ["kl", "reverse_kl", "squared_hellinger", "jensen_shannon", "jeffreys", "chi_squared"])
+def test_near_convergence_no_digit_is_lost(kernel, between, name):
+    """Student = teacher + 1e-4 noise: the divergence is near 1e-9, where a plain float32 sum has lost it."""
+    lams = [0.0, 0.1, 0.5, 0.9]
+    settings = {
+        "alpha": torch.tensor(ALPHAS, dtype=torch.float64).repeat_interleave(len(lams)),
+        "lam": torch.tensor(lams, dtype=torch.float64).repeat(len(ALPHAS)),
+    }
+    if between in ("student||assistant", "assistant||student"):
+        settings["lam"] = 1 - settings["lam"]
+    teacher = randn(len(settings["lam"]), 400, seed=1)
+    student = teacher + randn(*teacher.shape, scale=1e-4)
+    block = block_of(skewed(name, between, **settings), student, teacher)
+    kernel(block)
+    wanted = wanted_of(skewed(name, between, **settings), student, teacher)
+    assert (block.values >= 0).all()
+    assert ((block.values - wanted.values).abs() <= 1e-2 * wanted.values).all()
+    size = wanted.gradient.abs().amax(-1)
+    assert ((block.gradient - wanted.gradient).abs().amax(-1) <= 1e-2 * size).all()
+
+
+@kernels
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("between", BETWEEN)
+def test_extreme_logits_stay_finite(kernel, name, between):
+    """Logits of standard deviation 10,000. A power divergence with a negative exponent passes the range of float32."""
+    count = len(GRID["alpha"])
+    student, teacher = randn(count, 100, scale=1e4), randn(count, 100, seed=1, scale=1e4)
+    objective = skewed(name, between, **GRID)
+    block = block_of(objective, student, teacher)
+    kernel(block)
+    assert not block.values.isnan().any()
+    assert (block.values >= 0).all()
+    assert block.gradient.isfinite().all()
+    assert block.metrics[: 7 if "assistant" in between else 5].isfinite().all()
+    exponents = vars(made(name))
+    if min(exponents.get("a", 0.0), exponents.get("b", 0.0)) >= 0:
+        assert block.values.isfinite().all()
+
+
+@kernels
+def test_the_same_logits_cost_nothing(kernel):
+    student = randn(len(GRID["alpha"]), 77)
+    for name in NAMES:
+        for between in BETWEEN:
+            block = block_of(skewed(name, between, **GRID), student, student.clone())
+            kernel(block)
+            assert (block.values == 0).all()
+            assert block.gradient.abs().max() <= 1e-6
+
+
+@kernels
+def test_an_infinite_term_leaves_the_gradient_of_the_others(kernel):
+    student, teacher = randn(4, 12), randn(4, 12, seed=1)
+    student[:, 3] = -torch.inf
+    infinite, finite = skewed("kl", "teacher||student"), skewed("jensen_shannon", "teacher||student")
+    both, alone = block_of(infinite + finite, student, teacher), block_of(finite, student, teacher)
+    kernel(both)
+    kernel(alone)
+    assert (both.values == torch.inf).all()
+    assert alone.values.isfinite().all()
+    assert torch.allclose(both.gradient, alone.gradient, rtol=1e-6, atol=1e-7)
+
+
+@kernels
+def test_a_wide_vocabulary_and_a_value_for_every_width(kernel):
+    for vocabulary in (*range(1, 40), 1031, 4099):
+        student, teacher = randn(3, vocabulary), randn(3, vocabulary, seed=1)
+        block = block_of(OBJECTIVES["gkd"], student, teacher)
+        kernel(block)
+        check(block, wanted_of(OBJECTIVES["gkd"], student, teacher))
+
+
+def test_float64_logits_are_computed_in_float64():
+    from amidkd.kernels.torch_rows import torch_rows
+
+    for objective in (*OBJECTIVES.values(), skewed("chi_squared", **GRID)):
+        count = len(GRID["alpha"])
+        student, teacher = randn(count, 31).double() / 3, randn(count, 31, seed=1).double() / 3
+        block = block_of(objective, student, teacher)
+        torch_rows(block)
+        check(block, wanted_of(objective, student, teacher), limit=1e-9)
