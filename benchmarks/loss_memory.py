@@ -1,25 +1,31 @@
-"""How much memory one call of ``distillation_loss`` adds beside its inputs and their gradient.
+"""How much memory one call adds beside its inputs and their gradient: each method in a process of its own.
 
-    python benchmarks/loss_memory.py [--tokens 1024] [--vocabulary 152000] [--json FILE]
-
-Each line of the table is a process of its own: it makes the inputs, reads its resident size, computes value and
-gradient, and reads the peak that the kernel kept since then. "added" is that peak above the inputs and above the
+The process makes the inputs, reads its resident size, computes value and gradient, and reads the peak that the kernel
+kept since then (on a GPU: the peak that torch's allocator kept). "Added" is that peak above the inputs and above the
 gradients, which any method must return.
 """
 
 import argparse
 import ctypes
 import json
-import os
-import platform
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from names import ALPHAS, OWN, alpha_case, group
+from timing import Row
+
+if TYPE_CHECKING:
+    from context import Context
+
+__all__ = ["FORMS", "measure", "run"]
 
 MB = 1e6
 FORMS = ("logits", "hidden", "topk")
-BACKENDS = ("chunked", "naive")
+OBJECTIVE = alpha_case(ALPHAS[0])
 
 
 def resident(peak: bool = False) -> int:
@@ -35,108 +41,172 @@ def forget_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def signals(form, *, tokens, vocabulary, width):
-    import torch
+def _added(call: Callable[[], object], device: str) -> int:
+    """Peak above what was there before the call."""
+    if device == "cuda":
+        import torch
 
-    from amidkd.maths.coarse import truncate
-    from amidkd.signals import Hidden, Logits, TopK
-
-    torch.manual_seed(0)
-    if form == "logits":
-        student, teacher = (torch.randn(tokens, vocabulary) for _ in range(2))
-        return Logits(student.requires_grad_()), Logits(teacher), [student]
-    states, head = torch.randn(tokens, width), torch.randn(vocabulary, width).div_(width**0.5)
-    sources = [states.requires_grad_(), head.requires_grad_()]
-    if form == "hidden":
-        teacher = Hidden(torch.randn(tokens, 2 * width), torch.randn(vocabulary, 2 * width).div_((2 * width) ** 0.5))
-        return Hidden(*sources), teacher, sources
-    parts = [truncate(torch.randn(1, vocabulary).log_softmax(-1), 64) for _ in range(tokens)]
-    return Hidden(*sources), TopK(*(torch.cat(column) for column in zip(*parts, strict=True))), sources
-
-
-def measure(form, backend, *, tokens, vocabulary, width, memory_mb):
-    """Peak above inputs and gradients, and seconds, of value and backward, in this process."""
-    import torch
-
-    from amidkd.kernels import distillation_loss
-    from amidkd.maths import Objective
-
-    student, teacher, sources = signals(form, tokens=tokens, vocabulary=vocabulary, width=width)
-    objective = Objective(alpha=-3.0, lam=0.1)
-    small = signals("logits", tokens=2, vocabulary=64, width=width)
-    distillation_loss(student=small[0], teacher=small[1], objective=objective).loss.backward()
-    gradients = sum(tensor.numel() * tensor.element_size() for tensor in sources)
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
     forget_peak()
     before = resident()
-    start = time.perf_counter()
-    out = distillation_loss(student=student, teacher=teacher, objective=objective, backend=backend, memory_mb=memory_mb)
-    out.loss.backward()
-    seconds = time.perf_counter() - start
-    added = resident(peak=True) - before - gradients
-    assert all(bool(torch.isfinite(tensor.grad).all()) for tensor in sources)
-    return {"added_mb": added / MB, "gradients_mb": gradients / MB, "seconds": seconds, "loss": out.loss.item()}
+    call()
+    return resident(peak=True) - before
 
 
-def machine() -> dict:
+def _inputs(form: str, *, tokens: int, vocabulary: int, width: int, dtype: str, device: str) -> tuple[list, list]:
+    """The tensors of a form, student's first; and those of them that want a gradient."""
+    import torch
+    from linear import heads
+    from loss import logits
+
+    from amidkd.maths.coarse import truncate
+
+    made = {"dtype": getattr(torch, dtype), "device": device, "seed": 0}
+    if form == "logits":
+        student, teacher = logits(tokens, vocabulary, **made)
+        return [student, teacher], [student]
+    found = heads(tokens, vocabulary, width, 2 * width if form == "hidden" else 1, **made)
+    if form == "hidden":
+        return [found], [found.states, found.weight]
+    generator = torch.Generator(device).manual_seed(0)
+    rows = (torch.randn(1, vocabulary, device=device, generator=generator).log_softmax(-1) for _ in range(tokens))
+    parts = [truncate(row, min(64, vocabulary // 2)) for row in rows]
+    return [found, *(torch.cat(column) for column in zip(*parts, strict=True))], [found.states, found.weight]
+
+
+def _loss(form: str, method: str, *, memory_mb: float | None, device: str) -> Callable:
+    """From a form's tensors to the loss."""
+    import peers
+
+    from amidkd.kernels import distillation_loss
+    from amidkd.signals import Hidden, Logits, TopK
+
+    if method in ("naive", *OWN):
+        room = {} if memory_mb is None else {"memory_mb": memory_mb}
+        settings = {"objective": peers.objective_of(OBJECTIVE), "backend": method, **room}
+
+        def own(first, *rest):
+            if form == "logits":
+                student, teacher = Logits(first), Logits(*rest)
+            else:
+                student = Hidden(first.states, first.weight)
+                teacher = TopK(*rest) if rest else Hidden(first.teacher_states, first.teacher_weight)
+            return distillation_loss(student=student, teacher=teacher, **settings).loss
+
+        return own
+    if form == "logits":
+        known = [item for case in (OBJECTIVE, "jsd", "kl") for item in peers.given_logits(case, device)]
+    else:
+        known = peers.given_hidden(device, may_compile=False)
+    found = next(item for item in known if item.name == method)
+    if isinstance(found, peers.Missing):
+        raise RuntimeError(found.why)
+    return found.loss
+
+
+def measure(
+    form: str,
+    method: str,
+    *,
+    tokens: int,
+    vocabulary: int,
+    width: int,
+    memory_mb: float | None = None,
+    dtype: str = "float32",
+    device: str = "cpu",
+) -> dict[str, float]:
+    """Peak above inputs and gradients, and seconds, of value and backward, in this process.
+
+    Args:
+        form: Of ``FORMS``: what student and teacher are given as.
+        method: A backend of ``distillation_loss``, or a peer's name.
+        tokens: N.
+        vocabulary: V.
+        width: Of the student's hidden states; the teacher's is double.
+        memory_mb: Of ``distillation_loss``; None: its default.
+        dtype: Of logits, hidden states and heads.
+        device: ``cpu`` or ``cuda``.
+    """
     import torch
 
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
+    loss = _loss(form, method, memory_mb=memory_mb, device=device)
+    made = {"dtype": dtype, "device": device}
+    # Libraries that load at the first call are no part of what a call needs.
+    small, _ = _inputs(form, tokens=2, vocabulary=64, width=width, **made)
+    loss(*small).backward()
+    tensors, sources = _inputs(form, tokens=tokens, vocabulary=vocabulary, width=width, **made)
+    value: list[float] = []
+
+    def call() -> None:
+        out = loss(*tensors)
+        out.backward()
+        value.append(float(out))
+
+    start = time.perf_counter()
+    gradients = sum(tensor.nbytes for tensor in sources)
+    added = _added(call, device) - gradients
+    seconds = time.perf_counter() - start
+    assert all(bool(torch.isfinite(tensor.grad).all()) for tensor in sources)
+    unit = tokens * vocabulary * getattr(torch, dtype).itemsize
     return {
-        "cpu": model,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
+        "added_mb": added / MB,
+        "logits_tensors": added / unit,
+        "gradients_mb": gradients / MB,
+        "tokens": tokens,
+        "seconds": seconds,
+        "loss": value[0],
     }
+
+
+def _methods(form: str, device: str) -> list[str]:
+    import peers
+
+    own = peers.own_backends(device)
+    found = {"logits": ["textbook", "F.kl_div", "TRL GKD"], "hidden": ["textbook", "TRL chunked", "Liger"], "topk": []}
+    return [*found[form], *own.names, *(["naive"] if form == "logits" else [])]
+
+
+def run(context: "Context") -> Iterator[tuple[str, str, list[Row]]]:
+    """Groups with the name of their yardstick and their rows; every figure in logits tensors [N, V]."""
+    sizes, dtype = context.sizes, context.sizes.dtypes[0]
+    if context.device == "cuda":
+        import torch
+
+        torch.cuda.empty_cache()
+    for form in FORMS:
+        name, rows = group(form, dtype), []
+        for method in _methods(form, context.device):
+            tokens = sizes.naive_tokens if method == "naive" else sizes.memory_tokens
+            options = {
+                "tokens": tokens,
+                "vocabulary": sizes.vocabulary,
+                "width": sizes.student_width,
+                "dtype": dtype,
+                "device": context.device,
+            }
+            command = [sys.executable, __file__, form, method, json.dumps(options)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                why = (done.stderr.strip().splitlines() or ["killed, probably out of memory"])[-1][:200]
+                rows.append(Row("memory", context.heap, name, method, missing=why))
+                continue
+            found = json.loads(done.stdout.splitlines()[-1])
+            rows.append(Row("memory", context.heap, name, method, rounds=[found["logits_tensors"]], figures=found))
+        yield name, "textbook", rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, default=1024)
-    parser.add_argument("--naive-tokens", type=int, default=128, help="as --tokens, for naive")
-    parser.add_argument("--vocabulary", type=int, default=152_000)
-    parser.add_argument("--width", type=int, default=896, help="hidden width of the student; the teacher's is double")
-    parser.add_argument("--memory-mb", type=float, default=128.0, help="memory_mb of the chunked backend")
-    parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS))
-    parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=list(BACKENDS))
-    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
-    parser.add_argument("--one", nargs=2, metavar=("FORM", "BACKEND"), help=argparse.SUPPRESS)
+    parser.add_argument("form", choices=FORMS)
+    parser.add_argument("method", help="a backend of distillation_loss, or a peer's name as the benchmark prints it")
+    parser.add_argument("options", type=json.loads, help="arguments of measure() as JSON")
     options = parser.parse_args()
-    sizes = {name: getattr(options, name) for name in ("tokens", "vocabulary", "width", "memory_mb")}
-    if options.one:
-        print(json.dumps(measure(*options.one, **sizes)))
-        return
-    rows = []
-    about = machine()
-    print(f"{about['cpu']}, {about['cores']} cores, torch {about['torch']} ({about['threads']} threads)")
-    print(f"V = {options.vocabulary}, float32, memory_mb = {options.memory_mb:g}; MB = 10^6 bytes\n")
-    names = ("added, MB", "gradients, MB", "seconds", "loss")
-    print(f"{'student/teacher':<16}{'backend':<10}{'N':>6}{names[0]:>12}{names[1]:>16}{names[2]:>10}{names[3]:>12}")
-    for form in options.forms:
-        for backend in options.backends:
-            sizes["tokens"] = options.naive_tokens if backend == "naive" else options.tokens
-            flags = [text for name in sizes for text in (f"--{name.replace('_', '-')}", str(sizes[name]))]
-            command = [sys.executable, __file__, *flags, "--one", form, backend]
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode:
-                print(f"{form:<16}{backend:<10}  failed: {(done.stderr.strip().splitlines() or ['killed'])[-1]}")
-                continue
-            found = json.loads(done.stdout)
-            rows.append({"form": form, "backend": backend, "tokens": sizes["tokens"], **found})
-            print(
-                f"{form:<16}{backend:<10}{sizes['tokens']:>6}{found['added_mb']:>12.1f}{found['gradients_mb']:>16.1f}"
-                f"{found['seconds']:>10.1f}{found['loss']:>12.6f}"
-            )
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        record = {
-            "command": " ".join(["python", *sys.argv]),
-            "machine": about,
-            "sizes": {name: value for name, value in vars(options).items() if name not in ("json", "one")},
-            "rows": rows,
-        }
-        options.json.write_text(json.dumps(record, indent=2) + "\n")
+    print(json.dumps(measure(options.form, options.method, **options.options)))
 
 
 if __name__ == "__main__":
