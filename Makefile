@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+BENCH  := $(VENV)/.ready-bench
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
@@ -35,8 +36,13 @@ format: $(READY) ## rewrite the code in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY)  ## the benchmarks, with their table
-	$(BIN)/python benchmarks/loss_memory.py
+# The peers that the benchmark compares with are large; nothing else needs them.
+$(BENCH): $(READY)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]'
+	touch $@
+
+bench: $(BENCH)  ## the benchmarks against their peers, with a table of goals; ARGS="--quick" for a try
+	$(BIN)/python benchmarks/run.py $(ARGS)
 
 docs: $(READY)   ## write docs/reference from the schema and the docstrings
 	$(BIN)/python docs/make_reference.py

@@ -1,7 +1,7 @@
 """How far each method is from float64: the oracle backend on the same numbers, cast up exactly."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import peers
 import torch
@@ -16,7 +16,7 @@ __all__ = ["SITUATIONS", "run"]
 SITUATIONS = {
     "ordinary": "logits of standard deviation 3",
     "near": "student = teacher + 1e-4 of noise",
-    "extreme": "independent logits of standard deviation 1000",
+    "extreme": "logits of standard deviation 1000, the student about to choose between its token and the teacher's",
 }
 
 
@@ -30,9 +30,9 @@ def _inputs(situation: str, context: Context, dtype: torch.dtype) -> tuple[Tenso
     elif situation == "extreme":
         generator = torch.Generator(context.device).manual_seed(context.seed + 1)
         student = 1000 * torch.randn(student.shape, device=context.device, generator=generator)
-        # A softmax on one token alone has no gradient to compare.
-        student[:, 0] = student.amax(-1) - 0.5
         teacher = teacher * (1000 / 3)
+        # The student hesitates about the teacher's token: were they far apart, no gradient would be left to compare.
+        student.scatter_(-1, teacher.argmax(-1, keepdim=True), student.amax(-1, keepdim=True) - 0.5)
     return student.to(dtype), teacher.to(dtype)
 
 
@@ -61,7 +61,10 @@ def _right(case: str, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]
     return values.detach(), gradient
 
 
-def _row(context: Context, group: str, name: str, measure) -> Row:
+def _row(context: Context, group: str, method, measure: Callable[[], dict[str, float]]) -> Row:
+    name = method.name
+    if isinstance(method, peers.Missing):
+        return Row("accuracy", context.heap, group, name, missing=method.why)
     try:
         figures = measure()
     except Exception as error:  # Whatever someone else's code raises is its row's answer.
@@ -87,9 +90,9 @@ def _given_logits(
 ) -> tuple[str, str, list[Row]]:
     right = _right(case, student, teacher)
     group = f"{situation} {case} {str(student.dtype).removeprefix('torch.')}"
-    methods = [*peers.available(peers.given_logits(case, context.device)), peers.oracle(case)]
+    methods = [*peers.given_logits(case, context.device), peers.oracle(case)]
     rows = [
-        _row(context, group, method.name, lambda method=method: _figures(method, student, teacher, right))
+        _row(context, group, method, lambda method=method: _figures(method, student, teacher, right))
         for method in methods
     ]
     return group, "", rows
@@ -118,9 +121,9 @@ def _from_hidden(context: Context, dtype: torch.dtype) -> tuple[str, str, list[R
         }
 
     group = f"from hidden states jsd {str(dtype).removeprefix('torch.')}"
-    methods = peers.available(peers.given_hidden(context.device, may_compile=False))
+    methods = peers.given_hidden(context.device, may_compile=False)
     rows = [
-        _row(context, group, method.name, lambda method=method: figures(method))
+        _row(context, group, method, lambda method=method: figures(method))
         for method in methods
         if method.name != "textbook" and "α" not in method.name
     ]
