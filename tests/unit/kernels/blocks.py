@@ -13,7 +13,7 @@ from amidkd.kernels.torch_rows import torch_rows
 from amidkd.maths import WeightedSum
 from amidkd.maths.gradient import value_and_gradient
 
-__all__ = ["KERNELS", "Wanted", "block_of", "by_row", "kernels", "randn", "wanted_of"]
+__all__ = ["KERNELS", "Wanted", "block_of", "gradient_error", "kernels", "randn", "value_error", "wanted_of"]
 
 KERNELS = {"torch": (torch_rows, None), "cpu": (cpu_rows, cpu_missing())}
 """Each row kernel that runs on the CPU, and why it is not there, or None."""
@@ -120,7 +120,16 @@ def wanted_of(objective, student, teacher, *, temperature=1.0, labels=None, cros
     )
 
 
-def by_row(found, wanted):
-    """max|error| / max(max|reference|, 1e-3) of each row [n, V]; of values [n], of each value."""
-    found, wanted = found.double().reshape(len(wanted), -1), wanted.reshape(len(wanted), -1)
-    return (found - wanted).abs().amax(-1) / wanted.abs().amax(-1).clamp(min=1e-3)
+def value_error(found, wanted):
+    """|error| / max(reference, 1e-2) of each value [n]; what is smaller has a test of its own, near convergence."""
+    return (found - wanted).abs() / wanted.abs().clamp(min=1e-2)
+
+
+def gradient_error(block, wanted):
+    """max|error| / max(max|reference|, 1e-2, D/100) of each token [n].
+
+    The gradient is a difference of parts as large as D and as probabilities: that of a single token, where they may
+    cancel, cannot be surer than their rounding.
+    """
+    size = torch.maximum(wanted.gradient.abs().amax(-1), wanted.values / 100).clamp(min=1e-2)
+    return (block.gradient - wanted.gradient).abs().amax(-1) / size
