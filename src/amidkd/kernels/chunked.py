@@ -15,15 +15,14 @@ from amidkd.kernels.block import MEASURED, Block, RowKernel
 from amidkd.kernels.general import BUFFERS, BUFFERS_NARROW, BUFFERS_TEACHER, general
 from amidkd.kernels.heads import Rows, take
 from amidkd.kernels.metrics import Metrics, first_with_assistant
-from amidkd.kernels.outcomes import teacher_log_probs
 from amidkd.kernels.sides import Some, StudentSide, TeacherSide, logits_dtype, needs_buffer
 from amidkd.kernels.task import Task
 from amidkd.kernels.terms import Term, terms_of
 from amidkd.kernels.torch_rows import BUFFERS as TORCH_BUFFERS
 from amidkd.kernels.torch_rows import torch_rows
 from amidkd.kernels.truncated import Merged
-from amidkd.maths.objective import AnyObjective, Objective, WeightedSum
-from amidkd.signals import Hidden, Logits, TopK
+from amidkd.maths.objective import AnyObjective, WeightedSum
+from amidkd.signals import Hidden, TopK
 
 __all__ = ["attach", "chunk_tokens", "chunked"]
 
@@ -83,7 +82,7 @@ def _one_kernel(task: Task, metrics: Metrics | None) -> bool:
 
 
 def _assistant(objective: AnyObjective) -> int | None:
-    """Among the terms of weight above 0, the number of the first of all that has an assistant; −1 if it is not there."""
+    """The number, among the terms of weight above 0, of the first of all with an assistant; −1: it has weight 0."""
     first = first_with_assistant(objective)
     if "assistant" not in first.between:
         return None

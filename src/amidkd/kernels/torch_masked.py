@@ -46,6 +46,7 @@ def masked_terms(
         value, slope = value_and_gradient(_objective(term, rows), teacher=log_p, student=log_q)
         values.add_(value, alpha=term.weight)
         slopes.add_(slope, alpha=term.weight)
+    slopes.masked_fill_((student == -torch.inf).all(-1, keepdim=True), 0.0)
     if metrics is not None:
         found = measure(_objective(terms[assistant or 0], rows), teacher=log_p, student=log_q)
         for name, row in zip(MEASURED, metrics, strict=True):

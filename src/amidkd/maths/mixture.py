@@ -313,7 +313,8 @@ def _log_normaliser(log_p: Tensor, ref: Tensor, live: Tensor, core: Tensor) -> T
     far = torch.where(live, ref + core, torch.where(some, -torch.inf, 0.0)).logsumexp(-1, keepdim=True)
     far = torch.where(some, far, 0.0)
     with torch.no_grad():
-        exact = torch.where(some & (far.abs() < NEAR_ONE), _near_normaliser(log_p, ref, live, core), far)
+        near = some & (log_p != -torch.inf).any(-1, keepdim=True) & (far.abs() < NEAR_ONE)
+        exact = torch.where(near, _near_normaliser(log_p, ref, live, core), far)
         correction = exact - far
     return far + correction
 
