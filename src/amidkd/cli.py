@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TextIO
 
 from amidkd import __version__
+from amidkd.allocator import keep_large_blocks
 from amidkd.config import RunConfig, load
 from amidkd.errors import LossError, SettingError
 from amidkd.record import RunFolder
@@ -39,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _parser().print_help()
         return 0
     _set_up_messages()
+    keep_large_blocks()
     try:
         code = options.run(options)
         sys.stdout.flush()

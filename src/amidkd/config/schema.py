@@ -239,8 +239,14 @@ class EvaluationConfig(Section):
 class KernelsConfig(Section):
     """How the loss is computed."""
 
-    backend: Literal["auto", "naive", "chunked"] = Field("auto", description="`naive` builds full logits: the oracle.")
-    memory_mb: float = Field(128.0, gt=0, description="Buffers of the chunked loss, beside inputs and gradients.")
+    backend: Literal["auto", "naive", "chunked", "fused"] = Field(
+        "auto",
+        description="`fused`: C++ on the CPU, Triton on a GPU; `chunked`: torch alone; `auto`: `fused` where it can "
+        "compute the loss, else `chunked`. `naive` builds full logits: the oracle.",
+    )
+    memory_mb: float = Field(
+        128.0, gt=0, description="MiB for the loss's temporaries, beside inputs and gradients; more can be faster."
+    )
 
 
 class OutputConfig(Section):

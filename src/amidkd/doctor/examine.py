@@ -14,7 +14,7 @@ from amidkd.config import RunConfig
 from amidkd.data import Encoder, Example, Row, Sequences, collate, evaluation_rows, training_rows
 from amidkd.doctor.cost import Cost, StepTimer, answering_seconds, optimizer_steps, peak_memory_mb
 from amidkd.errors import SettingError, SettingWarning
-from amidkd.kernels import distillation_loss
+from amidkd.kernels import describe, distillation_loss
 from amidkd.models import Backbone, load_tokenizer, make_student, pad_id_of, student_tokenizer
 from amidkd.record import RunFolder
 from amidkd.teachers import make_teacher, self_distillation_loss
@@ -219,7 +219,7 @@ def _start(visit: _Visit) -> str:
         signal = backbone(batch.tokens_BT, batch.attention_BT, batch.predicts_BT())
         found = _loss(visit)(signal, batch, metrics=True)
     metrics = {name: float(value) for name, value in found.metrics.items()}
-    text = f"loss {float(found.loss):.4g}, KL(teacher‖student) {metrics['kl_teacher_student']:.3g} nats a token"
+    text = f"loss {float(found.loss):.4g} by {describe(visit.config.kernels.backend, found.loss.device)}, KL(teacher‖student) {metrics['kl_teacher_student']:.3g} nats a token"
     if "responsibility" in metrics:
         text += f", mean ω {metrics['responsibility']:.2g}"
     warm = warm_start_of(visit.config)

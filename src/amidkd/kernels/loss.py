@@ -1,12 +1,13 @@
 """``distillation_loss``: checks one call, chooses a backend, and says which."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from amidkd.errors import SettingError
+from amidkd.kernels.block import RowKernel
+from amidkd.kernels.choose import BACKENDS, Backend, available, check_backend, choose, describe
 from amidkd.kernels.chunked import attach, chunked
 from amidkd.kernels.heads import exact, sources
 from amidkd.kernels.metrics import Metrics
@@ -17,10 +18,7 @@ from amidkd.maths.objective import AnyObjective
 from amidkd.maths.reduce import Reduction, mean_divisor, reduce
 from amidkd.signals import Hidden, Logits, Signal
 
-__all__ = ["BACKENDS", "LossOutput", "distillation_loss"]
-
-BACKENDS = ("naive", "chunked")
-"""What this version has."""
+__all__ = ["BACKENDS", "LossOutput", "available", "check_backend", "describe", "distillation_loss"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,7 @@ class LossOutput:
 
     Args:
         loss: Scalar, or [N] with ``reduction="none"``.
-        backend: What ran: ``"naive"`` or ``"chunked"``.
+        backend: What ran: ``"naive"``, ``"chunked"`` or ``"fused"``.
         metrics: Means over the tokens that count, as scalars on the loss's device; empty unless asked for.
     """
 
@@ -51,7 +49,7 @@ def distillation_loss(
     reduction: Reduction = "mean",
     denominator: float | Tensor | None = None,
     vocab_size: int | None = None,
-    backend: Literal["auto", "naive", "chunked"] = "auto",
+    backend: Backend = "auto",
     memory_mb: float = 128.0,
     metrics: bool = False,
 ) -> LossOutput:
@@ -60,9 +58,10 @@ def distillation_loss(
     ℓ_n = D(objective; teacher_n, student_n) + cross_entropy_weight · (−log q_n(label_n))
     loss = Σ_n mask_n · weight_n · ℓ_n / denominator
 
-    Masked tokens, and those of weight 0, are dropped before anything is computed from them. ``chunked`` computes the
-    gradient together with the value, a few tokens at a time, so that logits of `Hidden` never exist whole; a second
-    backward raises. ``naive`` holds everything and leaves the gradient to autograd. The teacher gets no gradient.
+    Masked tokens, and those of weight 0, are dropped before anything is computed from them. ``fused`` and ``chunked``
+    compute the gradient together with the value, a few tokens at a time, so that logits of `Hidden` never exist whole;
+    a second backward raises. ``naive`` holds everything and leaves the gradient to autograd. The teacher gets no
+    gradient.
 
     Args:
         student: `Logits` [N, V] or `Hidden` [N, H] with its head.
@@ -78,8 +77,11 @@ def distillation_loss(
         denominator: What the mean divides by; None: the number of unmasked tokens.
         vocab_size: The tokenizer's size: logits beyond it are padding, masked on both sides, and get no gradient.
             None: the smallest width among student and teachers.
-        backend: ``"auto"`` takes ``chunked``.
-        memory_mb: Room for the temporaries of ``chunked``, MiB, beside inputs and gradient; at least one token's.
+        backend: ``"fused"``: a kernel of our own, C++ on the CPU, Triton on a GPU; float32 arithmetic, the divergences
+            of the catalogue, one teacher. ``"chunked"``: torch alone, on any device, any objective. ``"naive"``: the
+            oracle. ``"auto"`` takes ``fused`` where it can, else ``chunked``, never ``naive``.
+        memory_mb: Room for the temporaries of ``fused`` and ``chunked``, MiB, beside inputs and gradient; at least one
+            token's.
         metrics: Whether to measure, in the same pass and without gradient: ``divergence`` (D alone),
             ``kl_teacher_student``, ``kl_student_teacher``, ``entropy_teacher``, ``entropy_student`` and
             ``top1_agreement``; with an assistant ``entropy_assistant`` and ``responsibility`` (Σ_v p(v) ω(v)); with
@@ -97,11 +99,9 @@ def distillation_loss(
         >>> z = torch.randn(4, 10, requires_grad=True)
         >>> out = distillation_loss(student=Logits(z), teacher=Logits(torch.randn(4, 10)), objective=Objective())
         >>> out.loss.backward()
-        >>> out.backend
-        'chunked'
+        >>> out.backend in ("fused", "chunked")
+        True
     """
-    if backend not in ("auto", *BACKENDS):
-        raise SettingError(f"backend must be 'auto', 'naive' or 'chunked' in this version; got {backend!r}")
     if not memory_mb > 0:
         raise SettingError(f"memory_mb must be above 0; got {memory_mb}")
     check_reduction(reduction, denominator)
@@ -118,17 +118,20 @@ def distillation_loss(
     )
     unmasked = torch.tensor(task.tokens) if mask is None else mask.bool().sum()
     check_denominator(denominator, unmasked)
+    chosen, kernel = choose(task, backend)
     measured = Metrics() if metrics else None
     sums: Reduction = "none" if reduction == "none" else "sum"
     with exact(task.device):
-        if backend == "naive":
+        if kernel is None:
             total = reduce(_spread(task, naive(task, measured)), mask=mask, weights=weights, reduction=sums)
         else:
-            total = _chunked(task, measured, mask=mask, weights=weights, reduction=sums, memory_mb=memory_mb)
+            total = _walked(
+                task, measured, kernel=kernel, mask=mask, weights=weights, reduction=sums, memory_mb=memory_mb
+            )
     if reduction == "mean":
         total = total / mean_divisor(unmasked.to(task.device), denominator, dtype=task.dtype)
     found = {} if measured is None else measured.means(task.count, device=task.device)
-    return LossOutput(loss=total, backend="naive" if backend == "naive" else "chunked", metrics=found)
+    return LossOutput(loss=total, backend=chosen, metrics=found)
 
 
 def _spread(task: Task, values: Tensor) -> Tensor:
@@ -136,22 +139,23 @@ def _spread(task: Task, values: Tensor) -> Tensor:
     return values if task.rows is None else values.new_zeros(task.tokens).index_copy(0, task.rows, values)
 
 
-def _chunked(
+def _walked(
     task: Task,
     measured: Metrics | None,
     *,
+    kernel: RowKernel,
     mask: Tensor | None,
     weights: Tensor | None,
     reduction: Reduction,
     memory_mb: float,
 ) -> Tensor:
-    """Sum (with its gradient) or values (without) from the chunked backend."""
+    """Sum (with its gradient) or values (without) from the walk over the tokens."""
     tensors = sources(task.student)
     learns = any(tensor is not None and tensor.requires_grad for tensor in tensors)
     gradient = learns and torch.is_grad_enabled() and reduction == "sum"
     if gradient:
         check_constants(task, weights)
-    values, collected = chunked(task, measured, memory_mb=memory_mb, weights=weights, gradient=gradient)
+    values, collected = chunked(task, measured, memory_mb=memory_mb, weights=weights, gradient=gradient, kernel=kernel)
     with torch.no_grad():
         total = reduce(_spread(task, values), mask=mask, weights=weights, reduction=reduction)
     return total if collected is None else attach(total, collected, tensors)

@@ -11,6 +11,7 @@ from warnings import warn
 from amidkd.config import PretrainedStudent, RunConfig, WarmStartConfig, dump_yaml
 from amidkd.data import Encoder, training_rows
 from amidkd.errors import SettingError, SettingWarning
+from amidkd.kernels import check_backend, describe
 from amidkd.models import load_tokenizer, make_student, save_student, student_tokenizer, vocabulary_size
 from amidkd.policies import make_policy
 from amidkd.record import RunFolder, commit_of, now, versions, write_atomic
@@ -144,6 +145,7 @@ def warm_start_of(config: RunConfig) -> WarmStartConfig | None:
 
 def _train(config: RunConfig, verb: str) -> RunFolder:
     run = _begin(config, verb)
+    check_backend(config.kernels.backend, run.device)
     resume = config.training.resume_from_checkpoint
     chosen_checkpoint(run.folder.path, resume)
     _check_folder(run, resume=bool(resume))
@@ -168,6 +170,7 @@ def _train(config: RunConfig, verb: str) -> RunFolder:
             _log.info("%s is complete; nothing to do", run.folder.path)
             return run.folder
     run.wait()
+    _log.info("The loss is computed by: %s", describe(config.kernels.backend, run.device))
     _open_record(run, lessons, settings)
     if answering is not None and "answers" not in run.folder.record().get("stages", {}):
         run.note(stages={"answers": {"answers": lessons.counts["answered by the teacher"], "seconds": seconds}})
