@@ -114,7 +114,7 @@ class _Rows:
         z = logits.gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)
         nll = torch.where(z == -torch.inf, math.inf, log_sum.squeeze(-1) - z)
         nll = torch.where(given, nll, 0.0)
-        factor = torch.where(given & (nll != math.inf), self.block.cross_entropy_weight, 0.0).to(self.dtype)
+        factor = (given & (nll != math.inf)).to(self.dtype) * self.block.cross_entropy_weight
         return nll, self.scaled(factor.unsqueeze(-1))
 
     def scaled(self, factor: Tensor) -> Tensor:
