@@ -219,7 +219,10 @@ def _start(visit: _Visit) -> str:
         signal = backbone(batch.tokens_BT, batch.attention_BT, batch.predicts_BT())
         found = _loss(visit)(signal, batch, metrics=True)
     metrics = {name: float(value) for name, value in found.metrics.items()}
-    text = f"loss {float(found.loss):.4g} by {describe(visit.config.kernels.backend, found.loss.device)}, KL(teacher‖student) {metrics['kl_teacher_student']:.3g} nats a token"
+    text = (
+        f"loss {float(found.loss):.4g}, KL(teacher‖student) {metrics['kl_teacher_student']:.3g} nats a token, "
+        f"computed by {describe(visit.config.kernels.backend, found.loss.device)}"
+    )
     if "responsibility" in metrics:
         text += f", mean ω {metrics['responsibility']:.2g}"
     warm = warm_start_of(visit.config)
