@@ -104,7 +104,7 @@ def _cpu(results: Results, own: str) -> Iterator[Goal]:
         for heap, measured in heaps.items():
             value = measured.over("linear", dtype, names.PRODUCTS, names.amid_linear(own))
             yield Goal(f"fused linear over its bare products, {dtype}, {heap}", 1.10, False, value)
-    for peer, bounds in (("TRL chunked", (3.5, 10)), ("Liger", (2.5, 6))):
+    for peer, bounds in (("TRL chunked", (3.5, 10)), ("Liger", (2.5, 6)), ("Liger compiled", (2.5, 6))):
         for dtype, bound in zip(("float32", "bfloat16"), bounds, strict=True):
             for heap, measured in heaps.items():
                 value = measured.gain("linear", dtype, peer)
@@ -130,7 +130,7 @@ def _gpu(results: Results, own: str) -> Iterator[Goal]:
     value = measured.over("linear", dtype, names.PRODUCTS, ours)
     yield Goal(f"fused linear over its bare products, {dtype}", 1.08, False, value)
     yield Goal(f"fused linear, {dtype}", 70, False, measured.figure("linear", dtype, ours, scale=1e3), "ms")
-    for peer, bound in (("TRL chunked", 2), ("Liger", 1.5)):
+    for peer, bound in (("TRL chunked", 2), ("Liger", 1.5), ("Liger compiled", 1.5)):
         yield Goal(f"fused linear / {peer} (JSD), {dtype}", bound, True, measured.gain("linear", dtype, peer))
     yield _memory_from_hidden(measured, dtype)
     yield _step_textbook(measured, dtype, "GPU")

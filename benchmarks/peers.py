@@ -269,18 +269,21 @@ def _trl_chunked() -> LinearMethod | Missing:
     return LinearMethod("TRL chunked", loss)
 
 
-def _liger(*, compiled: bool) -> LinearMethod | Missing:
+def _liger(device: str, *, compiled: bool) -> LinearMethod | Missing:
+    name = "Liger compiled" if compiled else "Liger"
+    if compiled and not compiler(device):
+        return Missing(name, "not available: torch.compile needs a C++ compiler")
     try:
         from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
     except Exception as error:  # As in trl_trainer.
-        return Missing("Liger", f"not available: {reason(error)}")
+        return Missing(name, f"not available: {reason(error)}")
     found = LigerFusedLinearJSDLoss(weight_hard_loss=0.0, weight_soft_loss=1.0, beta=0.5, compiled=compiled)
 
     def loss(x: Heads) -> Tensor:
         labels = torch.zeros(x.states.shape[0], dtype=torch.long, device=x.states.device)
         return found(x.states, x.weight, x.teacher_states, x.teacher_weight, labels)
 
-    return LinearMethod("Liger", loss, "torch.compile on, as by default" if compiled else "torch.compile off")
+    return LinearMethod(name, loss, "torch.compile on, as by default" if compiled else "torch.compile off")
 
 
 def compiler(device: str) -> bool:
@@ -289,14 +292,20 @@ def compiler(device: str) -> bool:
 
 
 def given_hidden(device: str, *, may_compile: bool) -> list[LinearMethod | Missing]:
-    """The methods on hidden states: GKD's Jensen–Shannon for all, and AMiD at α = −3 for those that know it."""
+    """The methods on hidden states: GKD's Jensen–Shannon for all, and AMiD at α = −3 for the one that "auto" takes.
+
+    Args:
+        device: ``cpu`` or ``cuda``.
+        may_compile: Whether there is time for ``torch.compile``: half a minute for each size and dtype.
+    """
     own = own_backends(device)
     return [
         _trl_chunked(),
-        _liger(compiled=may_compile and compiler(device)),
+        _liger(device, compiled=False),
+        *([_liger(device, compiled=True)] if may_compile else []),
         _textbook_linear(ALPHAS[0]),
         *(_own_linear("jsd", name, name) for name in own.names),
-        *(_own_linear(alpha_case(ALPHAS[0]), name, amid_linear(name)) for name in own.names),
+        _own_linear(alpha_case(ALPHAS[0]), own.auto, amid_linear(own.auto)),
     ]
 
 

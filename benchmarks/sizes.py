@@ -43,7 +43,7 @@ class Sizes:
     step_layers: int = 4
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
     rounds: tuple[int, int, int] = (7, 3, 5)
-    seconds: float = 12.0
+    seconds: float = 32.0
 
 
 FULL = Sizes()
