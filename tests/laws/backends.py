@@ -60,8 +60,9 @@ def signals(case):
     student = [randn(N, V, seed=0, scale=spread, dtype=dtype)] if case["student"] == "logits" else head(H, 10, V)
     wide = randn(N, V + 4, seed=2, scale=spread, dtype=dtype)
     other = randn(N, V, seed=5, scale=spread, dtype=dtype)
-    kept = [part.to(dtype).to(part.dtype) for part in truncate(wide[:, :V].log_softmax(-1), min(K, V))]
-    again = [kept[0], *(part.to(dtype).double() for part in _gathered(other, kept[0]))]
+    ids, *masses = truncate(wide[:, :V].log_softmax(-1), min(K, V))
+    kept = [ids, *(part.to(dtype).double() for part in masses)]
+    again = [ids, *(part.to(dtype).double() for part in _gathered(other, ids))]
     teachers = {
         "logits": [(Logits, [wide])],
         "hidden": [(Hidden, head(2 * H, 20, V + 4))],
