@@ -15,6 +15,8 @@ from amidkd.kernels.block import MEASURED, Block, RowKernel
 from amidkd.kernels.general import BUFFERS, BUFFERS_NARROW, BUFFERS_TEACHER, general
 from amidkd.kernels.heads import Rows, take
 from amidkd.kernels.metrics import Metrics, first_with_assistant
+from amidkd.kernels.several import BUFFERS as MERGING
+from amidkd.kernels.several import SeveralTeachers, merge, merged_terms, shared_mixture
 from amidkd.kernels.sides import Some, StudentSide, TeacherSide, logits_dtype, needs_buffer
 from amidkd.kernels.task import Task
 from amidkd.kernels.terms import Term, terms_of
@@ -78,7 +80,7 @@ def _one_kernel(task: Task, metrics: Metrics | None) -> bool:
         return False
     if metrics is not None and _assistant(task.objective) == -1:
         return False
-    return len(task.teachers) == 1 and not task.several
+    return not task.several or shared_mixture(task.objective, len(task.teachers)) is not None
 
 
 def _assistant(objective: AnyObjective) -> int | None:
@@ -120,11 +122,17 @@ class _Walk:
             gradient=gradient,
             rows=task.rows,
         )
-        self.teacher = None
-        if not self.general and task.teachers and not isinstance(task.teachers[0], TopK):
-            self.teacher = TeacherSide(
-                task.teachers[0], vocab_size=task.vocab_size, dtype=task.dtype, device=task.device, step=self.step
-            )
+        made: dict[str, Any] = {
+            "vocab_size": task.vocab_size,
+            "dtype": task.dtype,
+            "device": task.device,
+            "step": self.step,
+        }
+        wide = [] if self.general else [teacher for teacher in task.teachers if not isinstance(teacher, TopK)]
+        self.teachers = [TeacherSide(teacher, **made) for teacher in wide]
+        self.merged = None
+        if task.several and wide:
+            self.merged = SeveralTeachers(self.teachers, temperature=task.temperature, **made)
 
     def _token_bytes(self) -> float:
         """What a token takes of the memory of a chunk; 0 where nothing grows with the chunk."""
@@ -141,6 +149,8 @@ class _Walk:
         if isinstance(task.student, Hidden) and task.student.softcap is not None and self.gradient:
             total += V * logits_dtype(task.student, task.dtype).itemsize
         wide = sum(not isinstance(teacher, TopK) for teacher in task.teachers)
+        if task.several and wide and not self.general:
+            total += V * size * (1 if task.device.type == "cpu" else 1 + MERGING + 4 * wide)
         if self.general:
             total += V * size * (BUFFERS + BUFFERS_TEACHER * (wide - 1) if wide else BUFFERS_NARROW)
         elif self.kernel is torch_rows and task.device.type != "cpu":
@@ -181,8 +191,8 @@ class _Walk:
         found = task.labels_of(rows)
         if found is not None:
             labels = found[0].masked_fill(~found[1], -1)
-        teacher, teacher_rows = (None, None) if self.teacher is None else self.teacher.load(rows, count)
         soft = bool(task.teachers)
+        teacher, teacher_rows, terms = self._teacher(rows, count) if soft else (None, None, ())
         return Block(
             count=count,
             vocab_size=task.vocab_size,
@@ -190,7 +200,7 @@ class _Walk:
             student_rows=logits[1],
             teacher=teacher,
             teacher_rows=teacher_rows,
-            terms=self._terms(rows) if soft else (),
+            terms=terms,
             temperature=task.temperature,
             labels=labels,
             cross_entropy_weight=task.cross_entropy_weight,
@@ -202,6 +212,23 @@ class _Walk:
             assistant=_assistant(task.objective) if task.objective is not None else None,
             gradient=target,
         )
+
+    def _teacher(self, rows: Rows, count: int) -> tuple[Tensor, Tensor | None, tuple[Term, ...]]:
+        """The teacher's logits (of the outcomes, where it is truncated) with their index, and the terms."""
+        task, terms = self.task, self._terms(rows)
+        if not task.several:
+            if self.teachers:
+                return *self.teachers[0].load(rows, count), terms
+            log_p = task.log_p(rows)
+            assert isinstance(log_p, Tensor)
+            return log_p, None, terms
+        mixture = shared_mixture(task.objective_of(rows), len(task.teachers))
+        assert mixture is not None
+        if self.merged is None:
+            log_p, level = merge(list(task.log_p(rows)), mixture)
+        else:
+            log_p, level = self.merged.load(rows, count, mixture)
+        return log_p, None, merged_terms(terms, level)
 
     def _terms(self, rows: Rows) -> tuple[Term, ...]:
         terms = terms_of(self.task.objective_of(rows))
@@ -218,8 +245,6 @@ class _Walk:
         task = self.task
         ids = task.ids(rows)
         assert ids is not None
-        log_p = task.log_p(rows)
-        assert isinstance(log_p, Tensor)
         merged = Merged(block.student, block.student_rows, ids, vocab_size=task.vocab_size, dtype=task.dtype)
         outcomes = merged.outcomes()
         slope = torch.empty_like(outcomes) if self.gradient else None
@@ -228,7 +253,6 @@ class _Walk:
             vocab_size=outcomes.shape[1],
             student=outcomes,
             student_rows=None,
-            teacher=log_p,
             labels=None,
             cross_entropies=None,
             gradient=slope,

@@ -21,7 +21,7 @@ from amidkd.maths.divergence.forms import NEGLIGIBLE, Jeffreys, JensenShannon, P
 from amidkd.maths.objective import AnyObjective, Objective, WeightedSum
 from amidkd.maths.shapes import Setting
 
-__all__ = ["Anchor", "Form", "Term", "series", "terms_of"]
+__all__ = ["Anchor", "Form", "Term", "s_of", "series", "terms_of"]
 
 
 class Form(enum.IntEnum):
@@ -107,7 +107,7 @@ def _term(weight: float, objective: Objective, divergence: Divergence) -> Term:
         a=a,
         b=b,
         factor=factor,
-        s=_s(objective.alpha) if assistant else 0.5,
+        s=s_of(objective.alpha) if assistant else 0.5,
         lam=_lam(objective.lam) if assistant else 0.0,
         detached=objective.detach_assistant and assistant,
     )
@@ -129,7 +129,8 @@ def _form(divergence: Divergence) -> tuple[Form, float, float, float, bool]:
     return Form.KL if (a, b) == (1.0, 0.0) else Form.POWER, a, b, divergence.factor, exchanged
 
 
-def _s(alpha: Setting) -> Setting:
+def s_of(alpha: Setting) -> Setting:
+    """s = (1 − α)/2, a number or a float64 tensor [n]; 0.0 within ``NEGLIGIBLE``."""
     if isinstance(alpha, Tensor) and alpha.ndim:
         each = (1.0 - alpha.detach().double()) / 2.0
         return torch.where(each.abs() < NEGLIGIBLE, 0.0, each)
