@@ -157,11 +157,11 @@ def run(case, backend, dtype, *, student=None, reduction=None):
     return Result(out.loss.detach(), list(gradients), out.metrics, out.backend)
 
 
-def error(found, wanted):
-    """max|error| / max(max|reference|, 1e-3) over everything; 0 of nothing."""
+def error(found, wanted, least=1e-3):
+    """max|error| / max(max|reference|, ``least``) over everything; 0 of nothing."""
     if not wanted.numel():
         return 0.0
-    return (found.double() - wanted).abs().max().item() / _size(wanted)
+    return (found.double() - wanted).abs().max().item() / max(wanted.abs().max().item(), least)
 
 
 def tolerances(case, wanted):

@@ -1,7 +1,7 @@
 """Every backend is a route to one number: over the whole catalogue, value and gradient are those of ``naive``.
 
 The reference is ``naive`` (autograd through full logits) in float64, on the same numbers. The gradient's error is
-max|error| / max(max|reference|, 1e-3): 1e-9 in float64; 1e-4 in float32 with λ in [0.01, 0.99] and logits of standard
+max|error| / max(max|reference|, 1e-3, loss/100): 1e-9 in float64; 1e-4 in float32 with λ in [0.01, 0.99] and logits of standard
 deviation 4 at most.
 """
 
@@ -54,13 +54,15 @@ def check(backend, case):
     assert error(found.loss, wanted.loss) <= limit
     sure = case["lam"] != 1e-6 or case["dtype"] == torch.float64
     bounds = tolerances(case, wanted.gradients) if sure else [torch.inf] * len(wanted.gradients)
+    # A gradient is a difference of parts as large as D: where it is below a hundredth, what is left is D's rounding.
+    least = max(1e-3, wanted.loss.item() / 100)
     for slope, reference, bound in zip(found.gradients, wanted.gradients, bounds, strict=True):
         assert slope.dtype == case["dtype"]
         assert slope.isfinite().all()
-        assert error(slope, reference) <= bound
+        assert error(slope, reference, least) <= bound
     assert found.metrics.keys() == wanted.metrics.keys() or case["shape"][0] == 0
     for name, metric in found.metrics.items():
-        assert error(metric, wanted.metrics[name]) <= limit, name
+        torch.testing.assert_close(metric.double(), wanted.metrics[name].double(), rtol=limit, atol=limit / 10)
 
 
 @pytest.mark.parametrize(("backend", "case"), cases(SAMPLE))
