@@ -8,7 +8,7 @@ import sys
 from setuptools import Extension, setup
 
 WINDOWS = ["/O2", "/std:c++17"]
-OTHERS = ["-O3", "-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi", "-Wno-unknown-pragmas"]
+OTHERS = ["-O3", "-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi", "-Wno-unknown-pragmas", "-g0"]
 
 setup(
     ext_modules=[

@@ -20,6 +20,7 @@
 #include <cstring>
 #include <limits>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #if !defined(_WIN32)
@@ -276,6 +277,7 @@ AMIDKD_INTEGERS(+)
 AMIDKD_INTEGERS(-)
 AMIDKD_INTEGERS(&)
 AMIDKD_INTEGERS(|)
+AMIDKD_INTEGERS(^)
 AMIDKD_INTEGERS(==)
 AMIDKD_INTEGERS(<<)
 AMIDKD_INTEGERS(>>)
@@ -331,13 +333,14 @@ AMIDKD_INLINE vi looked_up(rf table, vf index) {  // by the lowest four bits
     return {(ri)_mm512_permutexvar_ps((__m512i)index.a, (__m512)table), (ri)_mm512_permutexvar_ps((__m512i)index.b, (__m512)table)};
 }
 
-// e^x and e^x - 1 for |x| up to 87: e^x = 2^(n/16) (1 + g(r)), with the sixteenths from a table in a register.
-AMIDKD_INLINE void exponential_near(vf x, vf& ex, vf& em1) {
+// e^x and e^x - 1 from y = UNIT x, |x| up to 87: 2^(y/16), the sixteenths from a table in a register. The rounding of y
+// is one of x, which is small wherever e^x counts.
+constexpr float UNIT = 23.083120346069336f;
+AMIDKD_INLINE void exponential_of(vf y, vf& ex, vf& em1) {
     const rf table = {1.0f, 1.0442737340927124f, 1.0905077457427979f, 1.1387885808944702f, 1.1892070770263672f, 1.2418577671051025f, 1.2968395948410034f, 1.3542555570602417f, 1.4142135381698608f, 1.4768261909484863f, 1.5422108173370361f, 1.610490322113037f, 1.6817928552627563f, 1.7562521696090698f, 1.8340080976486206f, 1.9152065515518188f};
-    const vf shifted = x * 23.0831207f + 12582912.0f;
-    const vf n = shifted - 12582912.0f;
-    const vf r = (x - n * 0.0433197021484375f) - n * 1.9966364561696537e-06f;
-    const vf g = (r * 0.16666667f + 0.5f) * (r * r) + r;
+    const vf shifted = y + 12582912.0f;
+    const vf f = y - (shifted - 12582912.0f);
+    const vf g = ((f * 1.3550808034779038e-05f + 0.0009384123841300607f) * f + 0.043321698904037476f) * f;
     const vi root = looked_up(table, shifted);
     const vf scale = floats(root + ((bits(shifted) >> 4) << 23));
     const vf grown = scale * g;
@@ -359,16 +362,16 @@ constexpr bool STREAMS = false;
 AMIDKD_INLINE void stream(float* p, vf v) { store(p, v); }
 AMIDKD_INLINE void streamed() {}
 
-// e^x and e^x - 1 for |x| up to 87: e^x = 2^n (1 + g(r)).
-AMIDKD_INLINE void exponential_near(vf x, vf& ex, vf& em1) {
-    const vf shifted = x * 1.44269504f + 12582912.0f;
-    const vf n = shifted - 12582912.0f;
-    const vf r = (x - n * 0.693145752f) - n * 1.42860677e-6f;
-    vf g = r * 0.0013882514322176576f + 0.008366547524929047f;
-    g = g * r + 0.04166720062494278f;
-    g = g * r + 0.1666654348373413f;
-    g = g * r + 0.4999999701976776f;
-    g = g * (r * r) + r;
+// e^x and e^x - 1 from y = UNIT x, |x| up to 87: 2^y. The rounding of y is one of x, which is small wherever e^x counts.
+constexpr float UNIT = 1.4426950216293335f;
+AMIDKD_INLINE void exponential_of(vf y, vf& ex, vf& em1) {
+    const vf shifted = y + 12582912.0f;
+    const vf f = y - (shifted - 12582912.0f);
+    vf g = f * 0.00015403510769829154f + 0.0013390849344432354f;
+    g = g * f + 0.009618237614631653f;
+    g = g * f + 0.05550357326865196f;
+    g = g * f + 0.24022649228572845f;
+    g = (g * f + 0.6931471824645996f) * f;
     const vf scale = floats((bits(shifted) - 0x4B400000 + 127) << 23);
     const vf grown = scale * g;
     ex = grown + scale;
@@ -376,12 +379,12 @@ AMIDKD_INLINE void exponential_near(vf x, vf& ex, vf& em1) {
 }
 #endif
 
-// The same for x <= 0, however low; below the normal range a number too small to count. NaN stays.
-AMIDKD_INLINE void exponential_low(vf x, vf& ex, vf& em1) { exponential_near(larger(full(-87.0f), x), ex, em1); }
+// The same for y <= 0, however low; below the normal range a number too small to count. NaN stays.
+AMIDKD_INLINE void exponential_low(vf y, vf& ex, vf& em1) { exponential_of(larger(full(-87.0f * UNIT), y), ex, em1); }
 
-// The same for any x: 0 below the normal range, about 1e38 above it.
+// e^x and e^x - 1 for any x: 0 below the normal range, about 1e38 above it.
 AMIDKD_INLINE void exponential(vf x, vf& ex, vf& em1) {
-    exponential_near(smaller(full(88.0f), larger(full(-87.0f), x)), ex, em1);
+    exponential_of(smaller(full(88.0f), larger(full(-87.0f), x)) * UNIT, ex, em1);
     ex = keep(~(x < -87.0f), ex);
 }
 
@@ -395,18 +398,20 @@ AMIDKD_INLINE vf exponential(vf x) {
 AMIDKD_INLINE vf logarithm(vf y, vf t) {
     const vi k = (bits(t) - 0x3F3504F3) >> 23;
     const vf r = pick(k == 0, y, floats(bits(t) - (k << 23)) - 1.0f);
-    const vf r2 = r * r;
-    const vf low = (r * 0.19963058829307556f - 0.2500133812427521f) * r2 + (r * 0.3333390951156616f - 0.5f);
-    const vf high = (r * 0.08700443059206009f - 0.14267590641975403f) * r2 + (r * 0.149148091673851f - 0.16577573120594025f);
-    const vf g = (high * (r2 * r2) + low) * r2 + r;
+    vf g = r * 0.08700443059206009f - 0.14267590641975403f;
+    g = g * r + 0.149148091673851f;
+    g = g * r - 0.16577573120594025f;
+    g = g * r + 0.19963058829307556f;
+    g = g * r - 0.2500133812427521f;
+    g = g * r + 0.3333390951156616f;
+    g = (g * r - 0.5f) * (r * r) + r;
     return numbers(k) * 0.693147182f + g;
 }
 
 // (e^x - 1 - x) / x^2 for |x| <= CLOSE
 constexpr float CLOSE = 0.25f;
 AMIDKD_INLINE vf curvature(vf x) {
-    const vf x2 = x * x;
-    return (x * 0.0013895342126488686f + 0.008348839357495308f) * (x2 * x) + (x2 * 0.04166671633720398f + (x * 0.1666664183139801f + 0.5f));
+    return (((x * 0.0013895342126488686f + 0.008348839357495308f) * x + 0.04166671633720398f) * x + 0.1666664183139801f) * x + 0.5f;
 }
 
 AMIDKD_INLINE rf widen_half(const uint16_t* p, int dtype) {
@@ -471,6 +476,8 @@ struct Row {
 // The mixture of a term at a token.
 struct Mix {
     float s, inverse, lam, rest, threshold, only_p, only_q, level;
+    float steepness;               // -|s| in the units of the exponential
+    int32_t flip;                  // the sign of s
     bool wide, geometric, pure;  // support is the union; s = 0; lambda is 0 or 1
 };
 
@@ -546,7 +553,7 @@ static double open_sweep(const void* data, float factor, float shift, int64_t wh
         }
         lowest = smaller(z, lowest);
         vf e, em1;
-        exponential_near(smaller(full(88.0f), larger(full(-87.0f), z - shift)), e, em1);
+        exponential_of(smaller(full(88.0f * UNIT), larger(full(-87.0f * UNIT), z * UNIT - shift * UNIT)), e, em1);
         sum.run += e;
         store(out + i * W, e);
         if (i % FLUSH == FLUSH - 1) flush(sum);
@@ -623,9 +630,9 @@ AMIDKD_INLINE Point point(const Row& row, const Mix& mix, int64_t at) {
         x.delta = keep(x.both, x.delta);
         x.log_p = keep(x.has_p, x.log_p);
         x.log_q = keep(x.has_q, x.log_q);
-        x.by_q = (x.both & (x.delta * mix.s <= mix.threshold)) | (x.has_q & ~x.has_p);
+        x.by_q = (x.both & (floats(bits(x.delta) ^ mix.flip) <= mix.threshold)) | (x.has_q & ~x.has_p);
     } else {
-        x.by_q = x.delta * mix.s <= mix.threshold;
+        x.by_q = floats(bits(x.delta) ^ mix.flip) <= mix.threshold;
     }
     return x;
 }
@@ -645,7 +652,7 @@ static void mix_sweep(const Row& row, const Mix& mix, int64_t from, int64_t to, 
             omega = full(mix.rest);
         } else {
             vf e, em1;
-            exponential(-magnitude(x.delta * mix.s), e, em1);
+            exponential_low(magnitude(x.delta) * mix.steepness, e, em1);
             const vf weight = pick(x.by_q, full(mix.lam), full(mix.rest));
             const vf other = pick(x.by_q, full(mix.rest), full(mix.lam));
             const vf t = other + weight * e;
@@ -915,118 +922,151 @@ static Compare comparison(int form, bool by_student, bool k_first, bool pure) {
 enum Root { BY_LOGS, BY_EXPONENTIAL, SQUARE_ROOT, PLAIN, SQUARE, FOURTH };
 
 struct KLSums {
-    Sum change, value, first, second, third;
+    Sum change, of_p, of_q, first, second, third;
     vi infinite{};
 };
 
-// KL(k||r) in one sweep, k the anchor, before log Z is known. With M = log(m/k) and log Z = l,
-//   D = sum k phi(M) - phi(l),  phi(x) = e^x - 1 - x
+// What an anchor k adds to KL(k||r): with M = log(m/k) the difference m - k and k phi(M), phi(x) = e^x - 1 - x.
+struct Bend {
+    vf line, difference, value;
+};
+
+AMIDKD_INLINE Bend bend(vf k, vf m, vf ratio, vi close) {
+    Bend out;
+    out.line = k * ratio;
+    const vf curved = out.line * (ratio * curvature(ratio));
+    out.difference = pick(close, out.line + curved, m - k);
+    out.value = pick(close, curved, larger(out.difference - out.line, vf{}));
+    return out;
+}
+
+// KL(p||r), KL(q||r) or both, weighted, in one sweep, before log Z = l is known:
+//   D = sum k phi(M) - phi(l)
 //   A = omega (r - k) [- k (M - l) where k = q],  r - k = e^-l (m - k) + (e^-l - 1) k
-// `core` gets omega (m - k), `omega` omega k, and where k = q `third` gets k M.
-template <int ROOT, bool GEOMETRIC, bool BY_STUDENT, bool MASKED>
-static void kl_sweep(const Row& shared, const Mix& settings, float learns, int64_t from, int64_t to, KLSums& total) {
+// `core` gets omega (m - k), `omega` omega k, weighted and summed where there are both; `third` gets q log(m/q).
+template <int ROOT, bool GEOMETRIC, bool OF_P, bool OF_Q, bool MASKED>
+static __attribute__((noinline)) void kl_sweep(const Row& shared, const Mix& settings, float weight_p, float weight_q, int64_t from,
+                                               int64_t to, KLSums& all) {
     const Row row = shared;
     const Mix mix = settings;
-    KLSums sums = total;
+    KLSums sums = all;
     for (int64_t i = from; i < to; ++i) {
         const int64_t at = i * W;
         const Point x = point<MASKED>(row, mix, at);
-        const vf k = BY_STUDENT ? x.q : x.p;
         vf core, omega, t = full(1.0f);
         if (GEOMETRIC) {
             core = x.delta * mix.level;
             omega = full(mix.rest);
         } else {
             vf e, em1;
-            exponential_low(-magnitude(x.delta * mix.s), e, em1);
+            exponential_low(magnitude(x.delta) * mix.steepness, e, em1);
             const vf weight = pick(x.by_q, full(mix.lam), full(mix.rest));
             const vf other = pick(x.by_q, full(mix.rest), full(mix.lam));
             t = other + weight * e;
             core = logarithm(weight * em1, t) * mix.inverse;
             omega = pick(x.by_q, full(mix.rest), mix.rest * e) * reciprocal(t);
         }
-        vi live, has_k;
+        vi live;
         if (MASKED) {
             live = support(x, mix);
-            has_k = BY_STUDENT ? x.has_q : x.has_p;
             core = pick(x.both, core, pick(x.has_q, full(mix.only_q), full(mix.only_p)));
             core = keep(live, core);
             omega = keep(live & x.has_q, pick(x.both, omega, full(1.0f)));
-            sums.infinite |= has_k & ~live;
+            if (OF_P) sums.infinite |= x.has_p & ~live;
+            if (OF_Q) sums.infinite |= x.has_q & ~live;
         }
-        const vf ratio = BY_STUDENT ? pick(x.by_q, core, x.delta + core) : pick(x.by_q, core - x.delta, core);
-        const vf source = pick(x.by_q, x.q, x.p);
         vf m;
-        if (MASKED || ROOT == BY_LOGS || ROOT == BY_EXPONENTIAL) {
-            vf e, em1;
-            if (ROOT == BY_EXPONENTIAL && !MASKED) {
-                exponential_low(core, e, em1);
-                m = source * e;
-            } else {
-                exponential(pick(x.by_q, x.log_q, x.log_p) + core, e, em1);
-                m = MASKED ? keep(live, e) : e;
-            }
+        if (MASKED || ROOT == BY_LOGS) {
+            m = exponential(pick(x.by_q, x.log_q, x.log_p) + core);
+            if (MASKED) m = keep(live, m);
         } else {
-            m = source * (ROOT == SQUARE_ROOT ? square_root(t) : ROOT == PLAIN ? t : ROOT == SQUARE ? t * t : (t * t) * (t * t));
+            vf power = t;
+            if (ROOT == BY_EXPONENTIAL) {
+                vf em1;
+                exponential_low(core * UNIT, power, em1);
+            } else if (ROOT == SQUARE_ROOT) {
+                power = square_root(t);
+            } else if (ROOT == SQUARE) {
+                power = t * t;
+            } else if (ROOT == FOURTH) {
+                power = (t * t) * (t * t);
+            }
+            m = pick(x.by_q, x.q, x.p) * power;
         }
-        vi close = magnitude(ratio) < CLOSE;
-        if (MASKED) close &= has_k & live;
-        const vf bend = ratio * ratio * curvature(ratio), line = k * ratio;
-        const vf d = pick(close, k * (ratio + bend), m - k);
-        vf value = pick(close, k * bend, larger(d - line, vf{}));
-        if (MASKED) value = keep(live, value);
-        const vf first = omega * d, second = omega * k;
-        sums.change.run += d;
-        sums.value.run += value;
+        vf first, second;
+        if (OF_P) {
+            const vf ratio = pick(x.by_q, core - x.delta, core);
+            vi close = magnitude(ratio) < CLOSE;
+            if (MASKED) close &= x.has_p & live;
+            const Bend k = bend(x.p, m, ratio, close);
+            sums.change.run += k.difference;
+            sums.of_p.run += MASKED ? keep(live, k.value) : k.value;
+            first = OF_Q ? k.difference * weight_p : k.difference;
+            second = OF_Q ? x.p * weight_p : x.p;
+        }
+        if (OF_Q) {
+            const vf ratio = pick(x.by_q, core, x.delta + core);
+            vi close = magnitude(ratio) < CLOSE;
+            if (MASKED) close &= x.has_q & live;
+            const Bend k = bend(x.q, m, ratio, close);
+            if (!OF_P) sums.change.run += k.difference;
+            sums.of_q.run += MASKED ? keep(live, k.value) : k.value;
+            const vf line = MASKED ? keep(x.has_q, k.line) : k.line;
+            sums.third.run += line;
+            store(row.third + at, line);
+            first = OF_P ? first + k.difference * weight_q : k.difference * weight_q;
+            second = OF_P ? second + x.q * weight_q : x.q * weight_q;
+        }
+        first = omega * first;
+        second = omega * second;
         sums.first.run += first;
         sums.second.run += second;
-        store(row.core + at, BY_STUDENT ? first * learns : first);  // only the student's assistant can be detached
-        store(row.omega + at, BY_STUDENT ? second * learns : second);
-        if (BY_STUDENT) {
-            sums.third.run += MASKED ? keep(has_k, line) : line;
-            store(row.third + at, MASKED ? keep(has_k, line) : line);
-        }
+        store(row.core + at, first);
+        store(row.omega + at, second);
         if (i % FLUSH == FLUSH - 1) {
             flush(sums.change);
-            flush(sums.value);
+            if (OF_P) flush(sums.of_p);
+            if (OF_Q) flush(sums.of_q);
             flush(sums.first);
             flush(sums.second);
-            if (BY_STUDENT) flush(sums.third);
+            if (OF_Q) flush(sums.third);
         }
     }
     flush(sums.change);
-    flush(sums.value);
+    flush(sums.of_p);
+    flush(sums.of_q);
     flush(sums.first);
     flush(sums.second);
     flush(sums.third);
-    total = sums;
+    all = sums;
 }
 
-template <int ROOT, bool GEOMETRIC, bool BY_STUDENT>
-static void kl_row(const Row& row, const Mix& mix, float learns, KLSums& sums) {
-    if (row.masked) kl_sweep<BY_LOGS, GEOMETRIC, BY_STUDENT, true>(row, mix, learns, 0, row.whole, sums);
-    else kl_sweep<ROOT, GEOMETRIC, BY_STUDENT, false>(row, mix, learns, 0, row.whole, sums);
-    kl_sweep<BY_LOGS, GEOMETRIC, BY_STUDENT, true>(row, mix, learns, row.whole, row.vectors, sums);
+template <int ROOT, bool GEOMETRIC, bool OF_P, bool OF_Q>
+static void kl_row(const Row& row, const Mix& mix, float weight_p, float weight_q, KLSums& sums) {
+    if (row.masked) kl_sweep<BY_LOGS, GEOMETRIC, OF_P, OF_Q, true>(row, mix, weight_p, weight_q, 0, row.whole, sums);
+    else kl_sweep<ROOT, GEOMETRIC, OF_P, OF_Q, false>(row, mix, weight_p, weight_q, 0, row.whole, sums);
+    kl_sweep<BY_LOGS, GEOMETRIC, OF_P, OF_Q, true>(row, mix, weight_p, weight_q, row.whole, row.vectors, sums);
 }
 
-template <bool BY_STUDENT>
-static void kl_row(const Row& row, const Mix& mix, float learns, KLSums& sums) {
-    if (mix.geometric) return kl_row<BY_LOGS, true, BY_STUDENT>(row, mix, learns, sums);
-    switch (mix.s > 0 ? int(mix.inverse * 4) : 0) {
-        case 2: if (mix.inverse == 0.5f) return kl_row<SQUARE_ROOT, false, BY_STUDENT>(row, mix, learns, sums); break;
-        case 4: if (mix.inverse == 1.0f) return kl_row<PLAIN, false, BY_STUDENT>(row, mix, learns, sums); break;
-        case 8: if (mix.inverse == 2.0f) return kl_row<SQUARE, false, BY_STUDENT>(row, mix, learns, sums); break;
-        case 16: if (mix.inverse == 4.0f) return kl_row<FOURTH, false, BY_STUDENT>(row, mix, learns, sums); break;
-        default: break;
-    }
-    if (mix.s > 0) return kl_row<BY_EXPONENTIAL, false, BY_STUDENT>(row, mix, learns, sums);
-    return kl_row<BY_LOGS, false, BY_STUDENT>(row, mix, learns, sums);
+template <bool OF_P, bool OF_Q>
+static void kl_row(const Row& row, const Mix& mix, float weight_p, float weight_q, KLSums& sums) {
+    const float inverse = mix.s > 0 ? mix.inverse : 0.0f;
+    const auto run = mix.geometric       ? kl_row<BY_LOGS, true, OF_P, OF_Q>
+                     : inverse == 0.5f   ? kl_row<SQUARE_ROOT, false, OF_P, OF_Q>
+                     : inverse == 1.0f   ? kl_row<PLAIN, false, OF_P, OF_Q>
+                     : inverse == 2.0f   ? kl_row<SQUARE, false, OF_P, OF_Q>
+                     : inverse == 4.0f   ? kl_row<FOURTH, false, OF_P, OF_Q>
+                     : inverse > 0.0f    ? kl_row<BY_EXPONENTIAL, false, OF_P, OF_Q>
+                                         : kl_row<BY_LOGS, false, OF_P, OF_Q>;
+    run(row, mix, weight_p, weight_q, sums);
 }
 
 static Mix mix_of(const AmidkdTerm& term, int64_t token) {
     const double s = term.s[token * term.s_step], lam = term.lam[token * term.lam_step];
     Mix mix{};
     mix.s = float(s);
+    mix.steepness = -std::fabs(float(s)) * UNIT;
+    mix.flip = s < 0 ? INT32_MIN : 0;
     mix.geometric = s == 0;
     mix.inverse = mix.geometric ? 0.0f : float(1 / s);
     mix.lam = float(lam);
@@ -1253,33 +1293,36 @@ static void centre_apart(const Row& row, Mix& mix, const AmidkdTerm& term, int64
     mix.only_q = float(of_q - larger);
 }
 
-// KL(k||r) of a row, and its gradient on top of `base`. False: log Z is far from 0, where the sums of one sweep lose digits.
-static bool kl_term(const AmidkdCall& call, const Row& row, const AmidkdTerm& term, const Mix& mix, const float* base, float scale,
-                    const Out* out, float& value) {
-    const bool by_student = term.anchor == 1;
+// KL(p||r), KL(q||r) or both of one assistant, with the gradient on top of `base`; a term that is absent is null. False: log Z
+// is far from 0, where the sums of one sweep lose digits.
+static bool kl_terms(const AmidkdCall& call, const Row& row, const AmidkdTerm* of_p, const AmidkdTerm* of_q, const Mix& mix,
+                     const float* base, float scale, const Out* out, float& value, bool& wrote) {
+    const double weight_p = of_p ? of_p->weight * of_p->factor : 0, weight_q = of_q ? of_q->weight * of_q->factor : 0;
     KLSums sums;
-    if (by_student) kl_row<true>(row, mix, term.detached ? 0.0f : 1.0f, sums);
-    else kl_row<false>(row, mix, 1.0f, sums);
+    if (of_p && of_q) kl_row<true, true>(row, mix, float(weight_p), float(weight_q), sums);
+    else if (of_p) kl_row<true, false>(row, mix, 1.0f, 0.0f, sums);
+    else kl_row<false, true>(row, mix, 0.0f, of_q->detached ? 0.0f : 1.0f, sums);
+    wrote = false;
     if (any(sums.infinite)) {
         value = INFINITE;
         return true;
     }
-    if (!(std::fabs(1 + in_all(sums.change) - 4.5) < 4.3)) return false;
-    const double l = std::log1p(in_all(sums.change)), down = std::exp(-l), less = std::expm1(-l);
-    const double excess = in_all(sums.value) - (in_all(sums.change) - l);
-    value = float(term.factor * (excess > 0 ? excess : 0));
+    const double change = in_all(sums.change);
+    if (!(1 + change > 0.1 && 1 + change < 10)) return false;
+    const double l = std::log1p(change), down = std::exp(-l), less = std::expm1(-l), phi = change - l;
+    const double in_p = in_all(sums.of_p) - phi, in_q = in_all(sums.of_q) - phi;
+    value = float(weight_p * (in_p > 0 ? in_p : 0) + weight_q * (in_q > 0 ? in_q : 0));
     if (!out) return true;
-    const double weight = term.weight * term.factor / call.temperature;
-    double all = term.detached ? 0 : down * in_all(sums.first) + less * in_all(sums.second);
-    double of_q = -all;
-    if (by_student) of_q = l - (all - in_all(sums.third) + l);
-    finish_row(row, base,
-               {float(weight * down), float(weight * less), by_student ? float(-weight) : 0.0f, float(weight * of_q) * row.inv_s},
-               scale, *out);
+    // Where there are both, the sweep has weighted the first two parts.
+    const double temper = 1 / call.temperature, weight = of_p && of_q ? temper : (weight_p + weight_q) * temper;
+    const double third = weight_q * temper;
+    const double all = weight * (down * in_all(sums.first) + less * in_all(sums.second)) - third * (in_all(sums.third) - l);
+    finish_row(row, base, {float(weight * down), float(weight * less), float(-third), float(third * l - all) * row.inv_s}, scale, *out);
+    wrote = true;
     return true;
 }
 
-// One term: its value; its gradient goes to `out` on top of `base`, where `wrote` says so.
+// One term: weight D; its gradient goes to `out` on top of `base`, where `wrote` says so.
 static float term_row(const AmidkdCall& call, const Row& row, const AmidkdTerm& term, int64_t number, int64_t token,
                       const float* base, float scale, const Out* out, bool& wrote) {
     Mix mix = mix_of(term, token);
@@ -1288,10 +1331,8 @@ static float term_row(const AmidkdCall& call, const Row& row, const AmidkdTerm& 
     wrote = false;
     if (term.form == KL && term.anchor_first && !mix.pure && !measured) {
         float value = 0;
-        if (kl_term(call, row, term, mix, base, scale, out, value)) {
-            wrote = out && value != INFINITE;
+        if (kl_terms(call, row, by_student ? nullptr : &term, by_student ? &term : nullptr, mix, base, scale, out, value, wrote))
             return value;
-        }
     }
     float log_z = 0;
     if (!mix.pure) {
@@ -1313,7 +1354,16 @@ static float term_row(const AmidkdCall& call, const Row& row, const AmidkdTerm& 
         finish_row(row, base, {float(weight), float(-weight * in_all(sums.to_r)), 0.0f, float(-weight * all) * row.inv_s}, scale, *out);
         wrote = true;
     }
-    return float(term.factor * in_all(sums.value));
+    return float(term.weight * term.factor * in_all(sums.value));
+}
+
+// Whether a term and the next are KL(p||r) and KL(q||r) of one assistant (GKD, Jensen-Shannon), which one sweep computes.
+static bool together(const AmidkdCall& call, int64_t number, int64_t token) {
+    const AmidkdTerm &a = call.terms[number], &b = call.terms[number + 1];
+    const auto usual = [&](const AmidkdTerm& x) { return x.form == KL && x.anchor_first && !x.detached; };
+    const double lam = a.lam[token * a.lam_step];
+    return usual(a) && usual(b) && a.anchor != b.anchor && !call.metrics && lam > 0 && lam < 1 && lam == b.lam[token * b.lam_step] &&
+           a.s[token * a.s_step] == b.s[token * b.s_step];
 }
 
 static void token_row(const AmidkdCall& call, Row& row, int64_t token) {
@@ -1345,22 +1395,32 @@ static void token_row(const AmidkdCall& call, Row& row, int64_t token) {
         if (gradient && !speechless) base = row.extra;
     }
     float value = 0;
+    empty = empty && call.term_count > 0;
     const Out final_out = gradient ? out_of(call, token) : Out{};
     const Out partial{row.extra, nullptr, FLOAT32, false};
     bool written = false;
-    for (int64_t j = 0; j < call.term_count; ++j) {
-        if (empty) {
-            value = INFINITE;
-            break;
+    for (int64_t j = 0; j < call.term_count && !empty; ++j) {
+        float found = 0;
+        bool wrote = false, done = false;
+        if (j + 1 < call.term_count && together(call, j, token)) {
+            const bool last = j + 2 == call.term_count;
+            const AmidkdTerm *first = &call.terms[j], *second = first + 1;
+            Mix mix = mix_of(*first, token);
+            if (row.masked && mix.wide) centre_apart(row, mix, *first, token);
+            if (first->anchor == 1) std::swap(first, second);
+            done = kl_terms(call, row, first, second, mix, base, last ? scale : 1.0f, gradient ? (last ? &final_out : &partial) : nullptr,
+                            found, wrote);
+            if (done) ++j;
         }
-        const bool last = j == call.term_count - 1;
-        bool wrote = false;
-        const float found = term_row(call, row, call.terms[j], j, token, base, last ? scale : 1.0f,
-                                     gradient ? (last ? &final_out : &partial) : nullptr, wrote);
-        value += float(call.terms[j].weight) * found;
+        const bool last = j + 1 == call.term_count;
+        if (!done)
+            found = term_row(call, row, call.terms[j], j, token, base, last ? scale : 1.0f,
+                             gradient ? (last ? &final_out : &partial) : nullptr, wrote);
+        value += found;
         if (wrote && !last) base = row.extra;
         written = wrote && last;
     }
+    if (empty) value = INFINITE;
     if (gradient && !written) copy_out(row, base, scale, final_out);
     if (call.divergences) call.divergences[token] = value;
     if (call.cross_entropies) call.cross_entropies[token] = nll;
