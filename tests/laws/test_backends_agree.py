@@ -1,8 +1,8 @@
 """Every backend is a route to one number: over the whole catalogue, value and gradient are those of ``naive``.
 
 The reference is ``naive`` (autograd through full logits) in float64, on the same numbers. The gradient's error is
-max|error| / max(max|reference|, 1e-3, loss/100): 1e-9 in float64; 1e-4 in float32 with λ in [0.01, 0.99] and logits of standard
-deviation 4 at most.
+max|error| / max(max|reference|, 1e-3, loss/100): 1e-9 in float64; 1e-4 in float32 with λ in [0.01, 0.99] and logits of
+standard deviation 4 at most.
 """
 
 import random

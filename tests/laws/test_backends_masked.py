@@ -72,6 +72,27 @@ def test_masked_vocabulary_of_a_truncated_teacher(backend, case):
     assert gradient.isfinite().all()
 
 
+@pytest.mark.parametrize("between", BETWEEN)
+@pytest.mark.parametrize("mask", MASKS)
+def test_masked_vocabulary_of_several_teachers(between, mask):
+    student, teacher = masked({"mask": mask})
+    other = randn(N, V, seed=7, scale=2.0)
+    other[2:6, 20:] = -torch.inf
+    for alpha in (-5.0, -1.0, 0.99999, 1.0, 3.0):
+        for lam in (0.0, 0.3, 1.0):
+            objective = Objective(between=between, alpha=alpha, lam=lam, teacher_weights=[0.2, 0.8])
+            found = {}
+            for backend, dtype in (("naive", torch.float64), ("chunked", torch.float32)):
+                signals = [Logits(teacher.to(dtype)), Logits(other.to(dtype))]
+                found[backend] = compute(objective, student, signals, backend, dtype)
+            (values, gradient), (wanted, slope) = found["chunked"], found["naive"]
+            finite = wanted.isfinite()
+            assert torch.equal(values == torch.inf, ~finite)
+            assert error(values[finite], wanted[finite]) <= 1e-4
+            assert gradient.isfinite().all()
+            assert error(gradient[finite], slope[finite]) <= 1e-4
+
+
 ENDS = [{"between": between} for between in BETWEEN]
 
 

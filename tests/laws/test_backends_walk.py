@@ -156,6 +156,28 @@ def test_labels_of_minus_100_have_no_cross_entropy_and_what_is_masked_does_not_l
     assert (found[0][~LIVE] == 0).all()
 
 
+@pytest.mark.parametrize("teacher", ["none", "logits", "topk"])
+def test_a_sure_student_in_bfloat16_keeps_its_gradient(loss_of, teacher):
+    """1 − q of the label is 1e-3 and less: taken from 1 after a rounding to 8 bits, nothing would be left of it."""
+    z = single(N, V)
+    z[:, 5] = 11.0
+    z = z.bfloat16()
+    zt, labels = z.float(), torch.full((N,), 5)
+    ids = zt.topk(4).indices
+    log_p = zt.log_softmax(-1)
+    given = {
+        "none": {"objective": None},
+        "logits": {"teacher": Logits(zt)},
+        "topk": {"teacher": TopK(ids, log_p.gather(-1, ids), log_p.scatter(-1, ids, -torch.inf).logsumexp(-1))},
+    }
+    rest = {"labels": labels, "cross_entropy_weight": 1.0, "reduction": "sum"} | given[teacher]
+    found, wanted = (x.detach().requires_grad_() for x in (z, z.double()))
+    (slope,) = gradients(loss_of(student=Logits(found), **rest).loss, found)
+    torch.nn.functional.cross_entropy(wanted, labels, reduction="sum").backward()
+    assert wanted.grad.abs().max() < 5e-3
+    assert ((slope - wanted.grad).abs() <= torch.finfo(torch.bfloat16).eps * wanted.grad.abs() + 1e-6).all()
+
+
 LAYOUTS = {
     "transposed": lambda x: x.T.contiguous().T,
     "columns of a wider": lambda x: torch.cat([x[:, :1], x, x], dim=1)[:, 1 : 1 + x.shape[1]],

@@ -317,6 +317,29 @@ def test_extreme_logits_stay_finite(kernel, name, between):
 
 
 @kernels
+@pytest.mark.parametrize("far", [-1e3, -1e4, -1e9, torch.finfo(torch.float32).min])
+@pytest.mark.parametrize("between", BETWEEN)
+def test_large_negative_logits_that_stand_for_minus_infinity(kernel, between, far):
+    """What stands beside them keeps its digits, and where one side alone has them the value is that of the numbers."""
+    for sides in ("student", "teacher", "both"):
+        student, teacher = randn(6, 29), randn(6, 29, seed=1)
+        for side, logits in (("student", student), ("teacher", teacher)):
+            if sides in (side, "both"):
+                logits[1:, 20:] = far
+        for name in ("kl", "jensen_shannon"):
+            objective = skewed(name, between)
+            block = block_of(objective, student, teacher)
+            kernel(block)
+            wanted = wanted_of(objective, student, teacher)
+            beyond = wanted.values > OUT_OF_RANGE
+            assert (block.values[beyond] > OUT_OF_RANGE).all()
+            assert (value_error(block.values, wanted.values) <= LIMIT)[~beyond].all(), (sides, name)
+            assert (gradient_error(block, wanted) <= LIMIT)[~beyond].all(), (sides, name)
+            assert not block.gradient.isnan().any()
+            assert not block.metrics[:5].isnan().any()
+
+
+@kernels
 def test_the_same_logits_cost_nothing(kernel):
     student = randn(len(GRID["alpha"]), 77)
     for name in NAMES:
