@@ -4,13 +4,25 @@ It is optional: without a compiler the package installs all the same, and says a
 """
 
 import sys
+from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 WINDOWS = ["/O2", "/std:c++17"]
 OTHERS = ["-O3", "-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi", "-Wno-unknown-pragmas", "-g0"]
 
+
+class BuildLibrary(build_ext):
+    """Builds a library for ctypes, under a name that Python does not take for a module."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        """Where it goes, relative to the package's root."""
+        return str(Path(*fullname.split("."))) + ".kernel"
+
+
 setup(
+    cmdclass={"build_ext": BuildLibrary},
     ext_modules=[
         Extension(
             "amidkd.kernels._fused",
@@ -20,5 +32,5 @@ setup(
             libraries=["dl", "pthread"] if sys.platform.startswith("linux") else [],
             optional=True,
         )
-    ]
+    ],
 )

@@ -134,21 +134,20 @@ def cpu_rows(block: Block) -> None:
 @functools.cache
 def _library() -> ctypes.CDLL | str:
     """The compiled kernel, or why there is none."""
-    folder = Path(__file__).parent
-    found = sorted(folder.glob("_fused*.so")) + sorted(folder.glob("_fused*.dylib"))
-    if not found:
+    path = Path(__file__).with_name("_fused.kernel")
+    if not path.is_file():
         return (
             "the C++ kernel was not built: install a C++ compiler (g++ or clang++) and reinstall amidkd "
             "(pip install --force-reinstall --no-deps amidkd)"
         )
     try:
-        library = ctypes.CDLL(str(found[0]))
+        library = ctypes.CDLL(str(path))
     except OSError as error:
         return f"the C++ kernel cannot be loaded: {error}"
     library.amidkd_layout.restype = ctypes.c_int64
     expected = ctypes.sizeof(_Call) * 1_000_000 + ctypes.sizeof(_Term) * 1000 + ctypes.sizeof(_Matrix)
     if library.amidkd_layout() != expected:
-        return f"the C++ kernel {found[0].name} is of another version: reinstall amidkd"
+        return f"the C++ kernel {path.name} is of another version: reinstall amidkd"
     library.amidkd_run.argtypes = [ctypes.POINTER(_Call)]
     library.amidkd_run.restype = ctypes.c_int32
     library.amidkd_instructions.restype = ctypes.c_int32

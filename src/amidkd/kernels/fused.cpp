@@ -742,7 +742,7 @@ AMIDKD_INLINE Slopes compare(const Shape& shape, vf a, vf b, vf log_a, vf log_b,
         out.to_a = -line;
         out.to_b = rise;
     } else if (FORM == JEFFREYS) {
-        out.value = rise * x;
+        out.value = larger(rise * x, vf{});
         out.to_a = -(a * x) - rise;
         out.to_b = b * x + rise;
     } else if (FORM == TOTAL_VARIATION) {

@@ -349,7 +349,7 @@ TOP = TopK(torch.arange(2).expand(N, 2), torch.full((N, 2), -1.0))
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"backend": "fused"}, "backend must be 'auto', 'naive' or 'chunked' in this version; got 'fused'"),
+        ({"backend": "triton"}, "backend must be 'auto', 'naive', 'chunked' or 'fused'; got 'triton'"),
         ({"reduction": "avg"}, "got 'avg'"),
         ({"reduction": "sum", "denominator": 3}, "denominator divides a mean"),
         ({"denominator": 0}, "denominator must be above 0; got 0"),
