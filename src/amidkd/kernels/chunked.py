@@ -319,9 +319,13 @@ class _Attach(torch.autograd.Function):
             )
         gradients, ctx.gradients = ctx.gradients, None
         found: list[Tensor | None] = []
+        # a pass over memory is saved where it is known to change nothing
+        as_it_is = grad_output.device.type == "cpu" and float(grad_output) == 1.0
         while gradients:
             gradient, dtype = gradients.pop(0), ctx.dtypes[len(found)]
-            found.append(None if gradient is None else gradient.mul_(grad_output).to(dtype))
+            if gradient is not None:
+                gradient = (gradient if as_it_is else gradient.mul_(grad_output)).to(dtype)
+            found.append(gradient)
         return (None, None, *found)
 
 

@@ -24,7 +24,7 @@ __all__ = ["BUFFERS", "SeveralTeachers", "merge", "merged_terms", "shared_mixtur
 BUFFERS = 12
 """How many [n, V] tensors live at once in ``merge``, and four more for each teacher."""
 
-PIECE = 2**17
+PIECE = 2**18
 """Numbers of a tensor on a CPU: what stays in the caches."""
 
 

@@ -154,11 +154,16 @@ class StudentSide:
         assert self._buffers is not None
         if signal.softcap is not None:
             self._capped = torch.empty_like(self._buffers.buffer)
-        for number, part in enumerate(sources(signal)):
+        # what is written once needs no sum: every token's states, and a head that sees all tokens in one chunk
+        once = step >= (first.shape[0] if rows is None else rows.shape[0])
+        half = signal.weight.dtype if once and signal.weight.dtype == torch.bfloat16 else dtype
+        for part, make, kind in (
+            (signal.states, torch.empty if rows is None else torch.zeros, dtype),
+            (signal.weight, torch.empty, half),
+            (signal.bias, torch.zeros, dtype),
+        ):
             wanted = part is not None and part.requires_grad
-            shape = None if part is None else part.shape
-            make = torch.empty if number == 1 else torch.zeros
-            self._sums.append(make(shape, dtype=dtype, device=first.device) if wanted and shape is not None else None)
+            self._sums.append(make(part.shape, dtype=kind, device=first.device) if wanted else None)
 
     def load(self, rows: Rows, count: int) -> Some:
         """The logits of n tokens, valid until ``collect``."""

@@ -2,7 +2,7 @@
 
 A few rows at a time, so that on a CPU all buffers stay in the caches. What costs is the number of passes over V and the
 exponentials, so every pass is one large operation in place, and nothing is chosen per token. Rows in which some token
-is masked are left to `amidkd.kernels.torch_masked`.
+is masked, or nearly, are left to `amidkd.kernels.torch_masked`.
 """
 
 import math
@@ -22,8 +22,11 @@ __all__ = ["BUFFERS", "torch_rows"]
 BUFFERS = 16
 """How many [n, V] buffers live at once, the worst of the catalogue."""
 
-PIECE = 2**17
+PIECE = 2**18
 """Numbers of a buffer on a CPU: more no longer fit in the caches, and of fewer the calls themselves take too long."""
+
+WIDEST = 256.0
+"""From this |log q − log p| on, numbers stand for −inf: the difference of the two has too few digits for what lives."""
 
 
 @torch.no_grad()
@@ -132,7 +135,7 @@ class _Rows:
         low, high = torch.aminmax(gap)
         spread = max(-float(low), float(high))
         # a sum is NaN or infinite where any of its parts is; max() may lose a NaN
-        if not math.isfinite(float(low) + float(high)):
+        if not math.isfinite(float(low) + float(high)) or spread > WIDEST:
             return self.masked(student, teacher)
         piece = Piece(
             rows=self.rows,
