@@ -1,12 +1,14 @@
 """Blocks for the row kernels, and what the mathematics says of them in float64."""
 
+import os
 from dataclasses import dataclass
+from unittest.mock import patch
 
 import pytest
 import torch
 
 from amidkd.kernels.block import MEASURED, Block
-from amidkd.kernels.cpu_rows import cpu_missing, cpu_rows
+from amidkd.kernels.cpu_rows import INSTRUCTIONS, cpu_missing, cpu_rows, instructions
 from amidkd.kernels.metrics import measure
 from amidkd.kernels.terms import terms_of
 from amidkd.kernels.torch_rows import torch_rows
@@ -15,8 +17,27 @@ from amidkd.maths.gradient import value_and_gradient
 
 __all__ = ["KERNELS", "Wanted", "block_of", "gradient_error", "kernels", "randn", "value_error", "wanted_of"]
 
-KERNELS = {"torch": (torch_rows, None), "cpu": (cpu_rows, cpu_missing())}
-"""Each row kernel that runs on the CPU, and why it is not there, or None."""
+
+def _forced(name):
+    """The C++ kernel with one of its instruction sets."""
+
+    def kernel(block):
+        with patch.dict(os.environ, {"AMIDKD_INSTRUCTIONS": name}):
+            assert instructions() == name
+            cpu_rows(block)
+
+    return kernel
+
+
+def _missing(name):
+    missing = cpu_missing()
+    if missing is None and INSTRUCTIONS.index(name) > INSTRUCTIONS.index(instructions()):
+        return f"this processor has no {name}"
+    return missing
+
+
+KERNELS = {"torch": (torch_rows, None)} | {name: (_forced(name), _missing(name)) for name in INSTRUCTIONS}
+"""Each row kernel that runs on the CPU, the C++ one once for each instruction set; and why it is not there, or None."""
 
 kernels = pytest.mark.parametrize(
     "kernel",

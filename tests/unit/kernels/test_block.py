@@ -372,6 +372,26 @@ def test_a_wide_vocabulary_and_a_value_for_every_width(kernel):
         check(block, wanted_of(OBJECTIVES["gkd"], student, teacher))
 
 
+@kernels
+def test_any_number_of_threads_gives_the_same(kernel):
+    student, teacher = randn(101, 700), randn(101, 700, seed=1)
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            for rows in (1, 2, 101):
+                block = block_of(OBJECTIVES["gkd"], student[:rows], teacher[:rows])
+                kernel(block)
+                found.append(block)
+    finally:
+        torch.set_num_threads(threads)
+    for block in found:
+        for name in ("values", "metrics", "gradient"):
+            wanted = vars(found[2])[name]
+            wanted = wanted[..., : block.count] if name == "metrics" else wanted[: block.count]
+            assert torch.allclose(vars(block)[name], wanted, rtol=1e-5, atol=1e-7), name
+
+
 def test_float64_logits_are_computed_in_float64():
     from amidkd.kernels.torch_rows import torch_rows
 
