@@ -1,0 +1,330 @@
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
+"""Mixture and divergences of a block of logits, for `triton_kernels`. The formulas are those of `amidkd.maths`.
+
+Logarithms are to base 2. ``PTX``: whether the approximate instructions of an NVIDIA GPU can be named; there and only
+there a logarithm or a division would otherwise take many instructions.
+"""
+
+import triton
+import triton.language as tl
+
+from amidkd.kernels.terms import Form
+
+__all__ = [
+    "EACH",
+    "GEOMETRIC",
+    "INFINITY",
+    "KL",
+    "LN2",
+    "LOG2E",
+    "POWER",
+    "PURE",
+    "beside",
+    "compare",
+    "log2_of_1_and",
+    "mixture",
+]
+
+INFINITY = tl.constexpr(float("inf"))
+LN2 = tl.constexpr(0.6931471805599453)
+LOG2E = tl.constexpr(1.4426950408889634)
+PURE = tl.constexpr(0)
+GEOMETRIC = tl.constexpr(1)
+POWER = tl.constexpr(2)
+EACH = tl.constexpr(3)
+"""Kinds of assistant: teacher or student itself; α = 1; any other α; each token its own."""
+
+KL = tl.constexpr(int(Form.KL))
+JEFFREYS = tl.constexpr(int(Form.JEFFREYS))
+TOTAL_VARIATION = tl.constexpr(int(Form.TOTAL_VARIATION))
+JENSEN_SHANNON = tl.constexpr(int(Form.JENSEN_SHANNON))
+
+CLOSE = tl.constexpr(0.25)
+"""Where |x| is below, e^x − 1 and e^x − 1 − x are series."""
+CLOSE_POWER = tl.constexpr(0.5)
+"""The same for 2^−x − 1."""
+CLOSE_TO_ONE = tl.constexpr(-0.25)
+"""Where y is above, log(1 + y) is a series."""
+LARGEST_EXPONENT = tl.constexpr(99.14633)
+"""log₂ of the largest float less ``HEADROOM`` of `amidkd.maths.divergence.forms`."""
+
+
+@triton.jit
+def _log2(t, PTX: tl.constexpr):
+    """log₂ t, to about 1e-7 in absolute terms near 1."""
+    if PTX:
+        return tl.inline_asm_elementwise("lg2.approx.ftz.f32 $0, $1;", "=f,f", [t], tl.float32, is_pure=True, pack=1)
+    else:
+        return tl.log2(t)
+
+
+@triton.jit
+def _reciprocal(t, PTX: tl.constexpr):
+    if PTX:
+        return tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [t], tl.float32, is_pure=True, pack=1)
+    else:
+        return 1.0 / t
+
+
+@triton.jit
+def _power_less_one(x, e):
+    """2^−x − 1 for x ≥ 0 with all its digits, from e = 2^−x. The coefficients are a minimax fit."""
+    near = (((-0.0011544522 * x + 0.0095412815) * x - 0.055490408) * x + 0.24022564) * x - 0.69314718
+    return tl.where(x < CLOSE_POWER, near * x, e - 1.0)
+
+
+@triton.jit
+def _log_of(y, t, PTX: tl.constexpr):
+    """log₂ t of t = 1 + y, −1 ≤ y ≤ 0, with all its digits near y = 0. The coefficients are a minimax fit."""
+    near = ((((-0.49022421 * y + 0.20762555) * y - 0.37192595) * y + 0.48021063) * y - 0.72136265) * y + 1.442695
+    return tl.where(y > CLOSE_TO_ONE, near * y, _log2(t, PTX))
+
+
+@triton.jit
+def _curvature(x):
+    """(e^x − 1 − x)/x² for |x| ≤ ``CLOSE``. The coefficients are a minimax fit."""
+    return (((0.0013895343 * x + 0.0083488394) * x + 0.041666716) * x + 0.16666642) * x + 0.5
+
+
+@triton.jit
+def log2_of_1_and(change):
+    """log₂(1 + change) of a scalar, with all its digits near 0."""
+    whole = 1.0 + change
+    rounded = whole - 1.0
+    return tl.where(rounded == 0.0, change * LOG2E, tl.log2(whole) * (change / tl.where(rounded == 0.0, 1.0, rounded)))
+
+
+@triton.jit
+def mixture(
+    zs, zt, row, mix, factor, STUDENT: tl.constexpr, KIND: tl.constexpr, MASKED: tl.constexpr, PTX: tl.constexpr
+):
+    """The assistant before it is normalised, beside its anchor k (``STUDENT``: q, else p).
+
+    Args:
+        zs: Logits of the student [BLOCK].
+        zt: Logits of the teacher [BLOCK].
+        row: log-sum-exp of student and of teacher at the temperature, and their difference.
+        mix: s, 1/s, λ, 1 − λ, slope of log(m/k) in log(p/q) where it is linear, log₂ of what m is of p, and of q,
+            where the other one is masked (−inf: nothing).
+        factor: log₂e / temperature.
+        STUDENT: Whether the anchor is the student.
+        KIND: Of the assistant.
+        MASKED: Whether a token may be masked.
+        PTX: See above.
+
+    Returns:
+        log₂ k, log₂(m/k) (0 where one of them is not), log₂ m, ω, whether k lives, and whether m does. Without
+        ``MASKED`` the last two are of no use.
+    """
+    lse_s, lse_t, apart = row
+    s, inverse, lam, rest, slope, level_p, level_q = mix
+    delta = (zt - zs) * factor - apart
+    log_q = zs * factor - lse_s
+    log_p = zt * factor - lse_t
+    log_k = log_q if STUDENT else log_p
+    has_p, has_q = zt > -INFINITY, zs > -INFINITY
+    both = has_p & has_q
+    if MASKED:
+        delta = tl.where(both, delta, 0.0)
+    if KIND <= GEOMETRIC:
+        ratio = delta * slope
+        omega = tl.zeros_like(delta) + rest
+    else:
+        # Each token is measured from the source that dominates there, so that nothing overflows.
+        u = delta * s
+        by_q = u <= 0.0
+        size = tl.abs(u)
+        e = tl.exp2(-size)
+        y = tl.where(by_q, lam, rest) * _power_less_one(size, e)
+        t = tl.where(by_q, lam, rest) * e + tl.where(by_q, rest, lam)
+        core = _log_of(y, t, PTX) * inverse
+        omega = tl.where(by_q, rest, rest * e) * _reciprocal(t, PTX)
+        if KIND == EACH:
+            ratio = core + tl.where(by_q, slope, 1.0 if STUDENT else 0.0) * delta
+        elif STUDENT:
+            ratio = tl.where(by_q, core, core + delta)
+        else:
+            ratio = tl.where(by_q, core - delta, core)
+    log_m = log_k + ratio
+    if MASKED:
+        has_k, level = (has_q, level_q) if STUDENT else (has_p, level_p)
+        other = log_p + level_p if STUDENT else log_q + level_q
+        log_m = tl.where(both, log_m, tl.where(has_k, log_k + level, other))
+        live = log_m > -INFINITY
+        ratio = tl.where(both, ratio, tl.where(has_k & live, level, 0.0))
+        omega = tl.where(both, omega, tl.where(has_q & live, 1.0, 0.0))
+        return log_k, ratio, log_m, omega, has_k, live
+    else:
+        return log_k, ratio, log_m, omega, both, both
+
+
+@triton.jit
+def beside(log_k, ratio, log_m, normaliser, has_k, live, MASKED: tl.constexpr):
+    """The assistant r = m/Z beside its anchor k.
+
+    Args:
+        log_k: log₂ k.
+        ratio: log₂(m/k).
+        log_m: log₂ m.
+        normaliser: log₂ Z.
+        has_k: Whether k lives.
+        live: Whether m does.
+        MASKED: Whether the last two are to be minded.
+
+    Returns:
+        k, r, log₂ r, x = log(r/k), k x, whether |x| is small, k (e^x − 1 − x) where it is, and r − k.
+    """
+    ratio -= normaliser
+    if MASKED:
+        ratio = tl.where(has_k & live, ratio, 0.0)
+        log_r = log_m - normaliser
+    else:
+        log_r = log_k + ratio
+    k, r = tl.exp2(log_k), tl.exp2(log_r)
+    x = ratio * LN2
+    near = tl.abs(x) < CLOSE
+    if MASKED:
+        near &= has_k & live
+    line = k * x
+    bend = line * x * _curvature(x)
+    return k, r, log_r, x, line, near, bend, tl.where(near, line + bend, r - k)
+
+
+@triton.jit
+def _difference(start, log_to, x):
+    """2^log_to − start, from x = log(2^log_to/start)."""
+    return tl.where(tl.abs(x) < CLOSE, start * (x + x * x * _curvature(x)), tl.exp2(log_to) - start)
+
+
+@triton.jit
+def _power(a, b, log_a, log_b, x, rise, A: tl.constexpr, B: tl.constexpr, SERIES: tl.constexpr):
+    """A power divergence's part, its slopes, and whether it passes the range of float32; see `maths.divergence.forms`."""
+    C: tl.constexpr = A + B
+    beyond = x != x
+    if A == 0.0:
+        return 0.5 * x * x, -x, x, beyond
+    else:
+        if C == 1.0:
+            power, rise_c = a, rise
+        else:
+            power = tl.exp2(C * log_a)
+            rise_c = _difference(power, C * log_b, C * x)
+        crossed = A * log_a + B * log_b
+        if B == 0.0:
+            rise_b = tl.zeros_like(x)
+            grown_b = power * x
+        else:
+            rise_b = _difference(power, crossed, B * x)
+            grown_b = rise_b * (1.0 / B)
+        if C == 0.0:
+            grown_c = power * x
+        else:
+            grown_c = rise_c * (1.0 / C)
+        far = tl.maximum((grown_c - grown_b) * (1.0 / A), 0.0)
+        total = tl.zeros_like(x) + SERIES[8]
+        for n in tl.static_range(8):
+            total = total * x + SERIES[7 - n]
+        value = tl.where(tl.abs(x) <= SERIES[9], power * (x * x * total), far)
+        if min(A, B, C) < 0.0:
+            beyond = (C * log_a > LARGEST_EXPONENT) | (C * log_b > LARGEST_EXPONENT) | (crossed > LARGEST_EXPONENT)
+        return value, -grown_b, (rise_c - rise_b) * (1.0 / A), beyond
+
+
+@triton.jit
+def _alone(mass, log_mass, FORM: tl.constexpr, OWN: tl.constexpr, OTHER: tl.constexpr):
+    """What a mass adds that meets none, its slope, and whether it is finite; ``OWN``: the exponent of its side."""
+    if FORM == TOTAL_VARIATION:
+        return 0.5 * mass, 0.5 * mass, True
+    elif FORM == JENSEN_SHANNON:
+        return 0.5 * LN2 * mass, 0.5 * LN2 * mass, True
+    elif FORM == JEFFREYS:
+        return mass, mass, False
+    else:
+        C: tl.constexpr = OWN + OTHER
+        if OTHER > 0.0 and C > 0.0:
+            power = mass if C == 1.0 else tl.exp2(C * log_mass)
+            return power * (1.0 / (OTHER * C)), power * (1.0 / OTHER), True
+        else:
+            return mass, mass, False
+
+
+@triton.jit
+def compare(
+    at,
+    log_k,
+    has_k,
+    live,
+    FORM: tl.constexpr,
+    FIRST: tl.constexpr,
+    A: tl.constexpr,
+    B: tl.constexpr,
+    SERIES: tl.constexpr,
+    MASKED: tl.constexpr,
+    PTX: tl.constexpr,
+):
+    """D's part of each token, its slopes to log k and to log r, and whether it is infinite.
+
+    Args:
+        at: What `beside` returned.
+        log_k: log₂ k.
+        has_k: Whether k lives.
+        live: Whether r does.
+        FORM: `Form`.
+        FIRST: Whether D is D(k‖r), else D(r‖k).
+        A: Exponent of `Form.POWER`.
+        B: The other.
+        SERIES: `amidkd.kernels.terms.series` of the two, 9 long, and up to which |x| it is used.
+        MASKED: Whether a token may be masked.
+        PTX: As of `mixture`.
+    """
+    k, r, log_r, x, line, near, bend, rise = at
+    infinite = x != x
+    if FORM == KL:
+        if FIRST:
+            value = tl.where(near, bend, tl.maximum(rise - line, 0.0))
+            to_k, to_r = -line, rise
+        else:
+            to_k, to_r = -rise, r * x
+            value = tl.where(near, rise * x - bend, tl.maximum(to_r - rise, 0.0))
+    elif FORM == JEFFREYS:
+        value = rise * x
+        to_k, to_r = -line - rise, r * x + rise
+    elif FORM == TOTAL_VARIATION:
+        side = tl.where(x > 0.0, 0.5, tl.where(x < 0.0, -0.5, 0.0))
+        value = 0.5 * tl.abs(rise)
+        to_k, to_r = -side * k, side * r
+    elif FORM == JENSEN_SHANNON:
+        size = tl.abs(x) * LOG2E
+        e = tl.exp2(-size)
+        middle = _log_of(0.5 * _power_less_one(size, e), 0.5 * e + 0.5, PTX) * LN2
+        to_middle_k = tl.where(x <= 0.0, middle, x + middle)
+        to_middle_r = tl.where(x <= 0.0, middle - x, middle)
+        to_k, to_r = -0.5 * k * to_middle_k, -0.5 * r * to_middle_r
+        close = to_k * to_middle_k * _curvature(to_middle_k) + to_r * to_middle_r * _curvature(to_middle_r)
+        value = tl.where(near, -close, tl.maximum(to_k + to_r, 0.0))
+    elif FIRST:
+        log_a, log_b = log_k, log_r
+        if MASKED:
+            log_a, log_b = tl.where(has_k & live, log_a, 0.0), tl.where(has_k & live, log_b, 0.0)
+        value, to_k, to_r, infinite = _power(k, r, log_a, log_b, x, rise, A, B, SERIES)
+    else:
+        log_a, log_b = log_r, log_k
+        if MASKED:
+            log_a, log_b = tl.where(has_k & live, log_a, 0.0), tl.where(has_k & live, log_b, 0.0)
+        value, to_r, to_k, infinite = _power(r, k, log_a, log_b, -x, -rise, A, B, SERIES)
+    if MASKED:
+        both = has_k & live
+        only_k, only_r = has_k & (live == 0), live & (has_k == 0)
+        OF_K: tl.constexpr = A if FIRST else B
+        OF_R: tl.constexpr = B if FIRST else A
+        value_k, slope_k, FINITE_K = _alone(k, log_k, FORM, OF_K, OF_R)
+        value_r, slope_r, FINITE_R = _alone(r, log_r, FORM, OF_R, OF_K)
+        value = tl.where(both, value, tl.where(only_k, value_k, tl.where(only_r, value_r, 0.0)))
+        to_k = tl.where(both, to_k, tl.where(only_k, slope_k, 0.0))
+        to_r = tl.where(both, to_r, tl.where(only_r, slope_r, 0.0))
+        infinite &= both
+        if not FINITE_K:
+            infinite |= only_k
+        if not FINITE_R:
+            infinite |= only_r
+    return value, to_k, to_r, infinite
