@@ -151,6 +151,8 @@ class _Walk:
         wide = sum(not isinstance(teacher, TopK) for teacher in task.teachers)
         if task.several and wide and not self.general:
             total += V * size * (1 if task.device.type == "cpu" else 1 + MERGING + 4 * wide)
+        if task.device.type != "cpu" and len(task.teachers) > wide and not self.general:
+            total += V * size
         if self.general:
             total += V * size * (BUFFERS + BUFFERS_TEACHER * (wide - 1) if wide else BUFFERS_NARROW)
         elif self.kernel is torch_rows and task.device.type != "cpu":

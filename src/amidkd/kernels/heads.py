@@ -12,10 +12,24 @@ from torch import Tensor
 
 from amidkd.signals import Hidden, Logits, Signal
 
-__all__ = ["Rows", "compute_dtype", "exact", "head_logits", "sources", "take", "vocabulary"]
+__all__ = ["Rows", "compute_dtype", "exact", "head_logits", "piece_rows", "sources", "take", "vocabulary"]
 
 Rows = slice | Tensor
 """Some of N tokens: a slice, or their indices [n]."""
+
+CACHED = 2**18
+"""Numbers of a buffer on a CPU: more no longer fit in the caches, and of fewer the calls themselves take too long."""
+
+
+def piece_rows(count: int, width: int, device: torch.device) -> int:
+    """How many rows to work on at once, at least one: on a CPU what stays in the caches, elsewhere all.
+
+    Args:
+        count: How many there are.
+        width: Numbers in a row.
+        device: Where.
+    """
+    return max(1, min(count, CACHED // max(1, width)) if device.type == "cpu" else count)
 
 
 def take(tensor: Tensor, rows: Rows) -> Tensor:

@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from amidkd.kernels.heads import Rows
+from amidkd.kernels.heads import Rows, piece_rows
 from amidkd.kernels.sides import Some, TeacherSide
 from amidkd.kernels.terms import Term, s_of
 from amidkd.maths.mixture import log_mixture_of
@@ -23,9 +23,6 @@ __all__ = ["BUFFERS", "SeveralTeachers", "merge", "merged_terms", "shared_mixtur
 
 BUFFERS = 12
 """How many [n, V] tensors live at once in ``merge``, and four more for each teacher."""
-
-PIECE = 2**18
-"""Numbers of a tensor on a CPU: what stays in the caches."""
 
 
 def shared_mixture(objective: AnyObjective, count: int) -> Objective | None:
@@ -128,7 +125,7 @@ class SeveralTeachers:
         out, V = self._out[:count], self._out.shape[1]
         level = torch.empty(count, dtype=torch.float64, device=out.device)
         spoken = [side.load(rows, count) for side in self._sides]
-        step = max(1, PIECE // V) if out.device.type == "cpu" else max(1, count)
+        step = piece_rows(count, V, out.device)
         for start in range(0, count, step):
             piece = slice(start, min(start + step, count))
             log_ps = [self._log_p(some, piece) for some in spoken]

@@ -162,8 +162,10 @@ class StudentSide:
             (signal.weight, torch.empty, half),
             (signal.bias, torch.zeros, dtype),
         ):
-            wanted = part is not None and part.requires_grad
-            self._sums.append(make(part.shape, dtype=kind, device=first.device) if wanted else None)
+            if part is None or not part.requires_grad:
+                self._sums.append(None)
+            else:
+                self._sums.append(make(part.shape, dtype=kind, device=first.device))
 
     def load(self, rows: Rows, count: int) -> Some:
         """The logits of n tokens, valid until ``collect``."""

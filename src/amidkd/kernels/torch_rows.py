@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from amidkd.kernels.block import MEASURED, Block
+from amidkd.kernels.heads import piece_rows
 from amidkd.kernels.terms import Anchor
 from amidkd.kernels.torch_forms import compare, kl_each_way
 from amidkd.kernels.torch_masked import masked_terms
@@ -21,9 +22,6 @@ __all__ = ["BUFFERS", "torch_rows"]
 
 BUFFERS = 16
 """How many [n, V] buffers live at once, the worst of the catalogue."""
-
-PIECE = 2**18
-"""Numbers of a buffer on a CPU: more no longer fit in the caches, and of fewer the calls themselves take too long."""
 
 WIDEST = 256.0
 """From this |log q − log p| on, numbers stand for −inf: the difference of the two has too few digits for what lives."""
@@ -39,10 +37,10 @@ def torch_rows(block: Block) -> None:
     sides = [block.student] if block.teacher is None else [block.student, block.teacher]
     dtype = torch.float64 if any(side.dtype == torch.float64 for side in sides) else torch.float32
     device = block.student.device
-    step = min(max(1, PIECE // block.vocab_size), block.count) if device.type == "cpu" else block.count
+    step = piece_rows(block.count, block.vocab_size, device)
     space = Space(step, block.vocab_size, dtype=dtype, device=device)
     mixes = [Mix.of(term, dtype=dtype, device=device) for term in block.terms]
-    for start in range(0, block.count, step or 1):
+    for start in range(0, block.count, step):
         _Rows(block, mixes, space, slice(start, min(start + step, block.count)), dtype).run()
 
 

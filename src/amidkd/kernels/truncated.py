@@ -3,10 +3,9 @@
 import torch
 from torch import Tensor
 
-__all__ = ["Merged"]
+from amidkd.kernels.heads import piece_rows
 
-PIECE = 2**18
-"""Numbers of a buffer, on CPU: what stays in the caches."""
+__all__ = ["Merged"]
 
 
 class Merged:
@@ -28,8 +27,8 @@ class Merged:
         self._ids = ids
         self._vocab_size = vocab_size
         self._tail = torch.empty((ids.shape[0], 1), dtype=dtype, device=ids.device)
-        self._step = max(1, PIECE // (vocab_size + 1))
-        self._wide = torch.empty((min(self._step, ids.shape[0]), vocab_size + 1), dtype=dtype, device=ids.device)
+        self._step = piece_rows(ids.shape[0], vocab_size + 1, ids.device)
+        self._wide = torch.empty((self._step, vocab_size + 1), dtype=dtype, device=ids.device)
 
     def outcomes(self) -> Tensor:
         """The logits of the K + 1 outcomes [n, K + 1]; −inf for a tail without mass."""
