@@ -265,12 +265,7 @@ class _Walk:
             onehot = _cross_entropy(block, outcomes, slope)
         if slope is not None:
             assert block.gradient is not None
-            merged.spread(slope, block.gradient)
-            if onehot is not None:
-                labels, factor = onehot
-                at = torch.arange(block.count, device=labels.device)
-                at = at if block.student_rows is None else block.student_rows
-                block.gradient[at, labels] -= factor.to(block.gradient.dtype)
+            merged.spread(slope, block.gradient, onehot)
         self._measure(block)
 
     def _measure(self, block: Block) -> None:

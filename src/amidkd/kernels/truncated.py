@@ -45,12 +45,13 @@ class Merged:
             tail[start:stop] = total.log_().add_(shift)
         return torch.cat([chosen, tail], dim=1)
 
-    def spread(self, slope: Tensor, target: Tensor) -> None:
+    def spread(self, slope: Tensor, target: Tensor, onehot: tuple[Tensor, Tensor] | None) -> None:
         """Write the gradient over V: that of the tail is shared among its tokens by their probabilities.
 
         Args:
             slope: The gradient with respect to ``outcomes()`` [n, K + 1].
             target: Out [N, ≥ V], rows as those of the logits, whose own memory it may be.
+            onehot: Ids [n], and what the gradient of each is less [n]; None: nothing.
         """
         ids, V = self._ids, self._vocab_size
         empty = self._tail.masked_fill(self._tail == -torch.inf, torch.inf)
@@ -58,6 +59,9 @@ class Merged:
             stop = min(start + self._step, ids.shape[0])
             wide = self._load(start, stop).sub_(empty[start:stop]).exp_().mul_(slope[start:stop, -1:])
             wide.scatter_(1, ids[start:stop], slope[start:stop, :-1])
+            if onehot is not None:
+                labels, less = (part[start:stop].unsqueeze(-1) for part in onehot)
+                wide.scatter_add_(1, labels, -less)
             if self._index is None:
                 target[start:stop, :V] = wide[:, :V]
             else:
