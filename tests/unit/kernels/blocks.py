@@ -12,10 +12,87 @@ from amidkd.kernels.cpu_rows import INSTRUCTIONS, cpu_missing, cpu_rows, instruc
 from amidkd.kernels.metrics import measure
 from amidkd.kernels.terms import terms_of
 from amidkd.kernels.torch_rows import torch_rows
-from amidkd.maths import WeightedSum
+from amidkd.maths import Objective, WeightedSum, divergence
 from amidkd.maths.gradient import value_and_gradient
 
-__all__ = ["KERNELS", "Wanted", "block_of", "gradient_error", "kernels", "randn", "value_error", "wanted_of"]
+__all__ = [
+    "ALPHAS",
+    "BETWEEN",
+    "GRID",
+    "KERNELS",
+    "LIMIT",
+    "NAMES",
+    "OBJECTIVES",
+    "OUT_OF_RANGE",
+    "Wanted",
+    "block_of",
+    "gradient_error",
+    "kernels",
+    "made",
+    "randn",
+    "skewed",
+    "value_error",
+    "wanted_of",
+]
+
+
+ALPHAS = [-5.0, -3.0, -1.0, 0.0, 0.5, 0.99999, 1.0, 1.00001, 1.5, 3.0, 5.0]
+LAMS = [0.0, 1e-6, 0.01, 0.1, 0.5, 0.99, 1.0]
+NAMES = {
+    "kl": {},
+    "reverse_kl": {},
+    "jeffreys": {},
+    "total_variation": {},
+    "jensen_shannon": {},
+    "squared_hellinger": {},
+    "chi_squared": {},
+    "amari 0.4": {"order": 0.4},
+    "amari -2": {"order": -2.0},
+    "alpha_beta .2 .7": {"a": 0.2, "b": 0.7},
+    "alpha_beta .7 0": {"a": 0.7, "b": 0.0},
+    "alpha_beta .5 -.5": {"a": 0.5, "b": -0.5},
+    "alpha_beta 0 0": {"a": 0.0, "b": 0.0},
+    "alpha_beta -.3 .9": {"a": -0.3, "b": 0.9},
+}
+BETWEEN = [
+    "teacher||student",
+    "student||teacher",
+    "teacher||assistant",
+    "assistant||teacher",
+    "student||assistant",
+    "assistant||student",
+]
+LIMIT = 1e-4
+
+
+def made(name):
+    return divergence(name.split()[0], **NAMES[name])
+
+
+def skewed(name, between="teacher||assistant", alpha=-3.0, lam=0.3, **rest):
+    return Objective(divergence=made(name), between=between, alpha=alpha, lam=lam, **rest)
+
+
+OBJECTIVES = {
+    "kl": skewed("kl"),
+    "jensen_shannon": skewed("jensen_shannon", "assistant||student", alpha=1.0),
+    "power": skewed("alpha_beta .2 .7", "student||assistant", alpha=0.5),
+    "gkd": 0.3 * skewed("kl", alpha=-1.0) + 0.7 * skewed("kl", "student||assistant", alpha=-1.0),
+    "three": (
+        0.5 * skewed("total_variation", "student||teacher")
+        + 0.2 * skewed("squared_hellinger", "assistant||teacher", alpha=3.0)
+        + 2.0 * skewed("jeffreys", "assistant||student", detach_assistant=True)
+    ),
+}
+"""The order in "three" puts the first term with an assistant second."""
+
+GRID = {
+    "alpha": torch.tensor(ALPHAS, dtype=torch.float64).repeat_interleave(len(LAMS)),
+    "lam": torch.tensor(LAMS, dtype=torch.float64).repeat(len(ALPHAS)),
+}
+"""One token for each α and λ."""
+OUT_OF_RANGE = 1e29
+"""A power divergence with a negative exponent is infinite from here on in float32."""
 
 
 def _forced(name):
