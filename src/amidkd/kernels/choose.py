@@ -15,6 +15,7 @@ import torch
 from amidkd.errors import SettingError, SettingWarning
 from amidkd.kernels.block import RowKernel
 from amidkd.kernels.cpu_rows import cpu_missing, cpu_rows, instructions
+from amidkd.kernels.several import shared_mixture
 from amidkd.kernels.task import Task
 from amidkd.kernels.terms import terms_of
 from amidkd.kernels.torch_rows import torch_rows
@@ -129,10 +130,12 @@ def _fused_refuses(task: Task) -> str | None:
     """Why the fused kernels cannot compute this call."""
     if task.dtype != torch.float32:
         return f"an input is {str(task.dtype).removeprefix('torch.')}, and it computes in float32"
-    if task.objective is not None and terms_of(task.objective) is None:
+    if task.objective is None:
+        return None
+    if terms_of(task.objective) is None:
         return "the objective has a divergence of your own"
-    if task.several:
-        return "it takes one teacher, not a list"
+    if task.several and shared_mixture(task.objective, len(task.teachers)) is None:
+        return "its terms do not mix the several teachers with one alpha and the same weights"
     return None
 
 

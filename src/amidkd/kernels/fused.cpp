@@ -251,8 +251,9 @@ struct vi {
     ri a, b;
 };
 
-AMIDKD_INLINE vf full(float x) { return {rf{} + x, rf{} + x}; }
-AMIDKD_INLINE vi full(int32_t x) { return {ri{} + x, ri{} + x}; }
+// By subtraction, since x - 0 is x for every x, and compilers leave 0 + x to be computed.
+AMIDKD_INLINE vf full(float x) { return {x - rf{}, x - rf{}}; }
+AMIDKD_INLINE vi full(int32_t x) { return {x - ri{}, x - ri{}}; }
 
 #define AMIDKD_ARITHMETIC(OP)                                                              \
     AMIDKD_INLINE vf operator OP(vf x, vf y) { return {x.a OP y.a, x.b OP y.b}; }          \

@@ -78,7 +78,7 @@ def distillation_loss(
         vocab_size: The tokenizer's size: logits beyond it are padding, masked on both sides, and get no gradient.
             None: the smallest width among student and teachers.
         backend: ``"fused"``: a kernel of our own, C++ on the CPU, Triton on a GPU; float32 arithmetic, the divergences
-            of the catalogue, one teacher. ``"chunked"``: torch alone, on any device, any objective. ``"naive"``: the
+            of the catalogue. ``"chunked"``: torch alone, on any device, any objective. ``"naive"``: the
             oracle. ``"auto"`` takes ``fused`` where it can, else ``chunked``, never ``naive``.
         memory_mb: Room for the temporaries of ``fused`` and ``chunked``, MiB, beside inputs and gradient; at least one
             token's.
