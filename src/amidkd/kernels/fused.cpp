@@ -601,8 +601,13 @@ static Opened open_row(const AmidkdMatrix& m, int64_t token, float factor, int64
         }
         if (sum <= 1e34) {
             float* z = direct ? static_cast<float*>(data) : z_out;
-            if (masked)  // what is masked is exactly 0
-                for (int64_t i = 0; i < whole; ++i) store(out + i * W, keep(load(z + i * W) != -INFINITE, load(out + i * W)));
+            // The exponentials stop at e^-87. Where logits are far lower, masked ones among them, that is no longer small
+            // beside their logarithm.
+            if (any(lowest - shift < -1e6f))
+                for (int64_t i = 0; i < whole; ++i) {
+                    const int64_t at = i * W;
+                    store(out + at, keep(load(z + at) - shift > -87.0f, load(out + at)));
+                }
             return {z, shift, sum};
         }
     }
