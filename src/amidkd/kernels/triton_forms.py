@@ -1,8 +1,9 @@
-# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
-"""Mixture and divergences of a block of logits, for `triton_kernels`. The formulas are those of `amidkd.maths`.
+# mypy: ignore-errors
+# ruff: noqa: RET505 (of two branches chosen at compile time, each returns)
+"""Mixture and divergences of a block of logits, for the Triton kernels. The formulas are those of `amidkd.maths`.
 
-Logarithms are to base 2. ``PTX``: whether the approximate instructions of an NVIDIA GPU can be named; there and only
-there a logarithm or a division would otherwise take many instructions.
+Logarithms are to base 2, so that a logit costs one multiplication. What a function is compiled for is in ``SPEC``, the
+tuple of `amidkd.kernels.triton_rows.spec_of`, and ``MASKED``: whether a token may be masked.
 """
 
 import triton
@@ -17,6 +18,12 @@ __all__ = [
     "KL",
     "LN2",
     "LOG2E",
+    "OF_ANCHOR",
+    "OF_FORM",
+    "OF_KIND",
+    "OF_LEARNS",
+    "OF_ORDER",
+    "OF_POWERS",
     "POWER",
     "PURE",
     "beside",
@@ -25,9 +32,18 @@ __all__ = [
     "mixture",
 ]
 
-INFINITY = tl.constexpr(float("inf"))
-LN2 = tl.constexpr(0.6931471805599453)
-LOG2E = tl.constexpr(1.4426950408889634)
+OF_FORM = tl.constexpr(0)
+OF_ANCHOR = tl.constexpr(1)
+OF_ORDER = tl.constexpr(2)
+OF_KIND = tl.constexpr(3)
+OF_LEARNS = tl.constexpr(4)
+OF_POWERS = tl.constexpr(5)
+OF_SERIES = tl.constexpr(6)
+OF_PTX = tl.constexpr(7)
+"""What is where in ``SPEC``: the form; whether the anchor k is the student; whether it comes first; the assistant's
+kind; whether it depends on the student; A and B; the series of `Form.POWER` and up to which |x| it is used; whether the
+approximate instructions of an NVIDIA GPU can be named (elsewhere logarithm and division may take many)."""
+
 PURE = tl.constexpr(0)
 GEOMETRIC = tl.constexpr(1)
 POWER = tl.constexpr(2)
@@ -39,19 +55,23 @@ JEFFREYS = tl.constexpr(int(Form.JEFFREYS))
 TOTAL_VARIATION = tl.constexpr(int(Form.TOTAL_VARIATION))
 JENSEN_SHANNON = tl.constexpr(int(Form.JENSEN_SHANNON))
 
+INFINITY = tl.constexpr(float("inf"))
+LN2 = tl.constexpr(0.6931471805599453)
+LOG2E = tl.constexpr(1.4426950408889634)
+
 CLOSE = tl.constexpr(0.25)
 """Where |x| is below, e^x − 1 and e^x − 1 − x are series."""
 CLOSE_POWER = tl.constexpr(0.5)
-"""The same for 2^−x − 1."""
+"""Where x is below, 2^−x − 1 is one."""
 CLOSE_TO_ONE = tl.constexpr(-0.25)
-"""Where y is above, log(1 + y) is a series."""
+"""Where y is above, log(1 + y) is one."""
 LARGEST_EXPONENT = tl.constexpr(99.14633)
-"""log₂ of the largest float less ``HEADROOM`` of `amidkd.maths.divergence.forms`."""
+"""log₂ of the largest float, less ``HEADROOM`` of `amidkd.maths.divergence.forms`."""
 
 
 @triton.jit
 def _log2(t, PTX: tl.constexpr):
-    """log₂ t, to about 1e-7 in absolute terms near 1."""
+    """log₂ t; near t = 1 to 1e-7 in absolute terms."""
     if PTX:
         return tl.inline_asm_elementwise("lg2.approx.ftz.f32 $0, $1;", "=f,f", [t], tl.float32, is_pure=True, pack=1)
     else:
@@ -95,29 +115,26 @@ def log2_of_1_and(change):
 
 
 @triton.jit
-def mixture(
-    zs, zt, row, mix, factor, STUDENT: tl.constexpr, KIND: tl.constexpr, MASKED: tl.constexpr, PTX: tl.constexpr
-):
-    """The assistant before it is normalised, beside its anchor k (``STUDENT``: q, else p).
+def mixture(zs, zt, row, mix, SPEC: tl.constexpr, MASKED: tl.constexpr):
+    """The assistant before it is normalised, beside its anchor k.
 
     Args:
         zs: Logits of the student [BLOCK].
         zt: Logits of the teacher [BLOCK].
-        row: log-sum-exp of student and of teacher at the temperature, and their difference.
-        mix: s, 1/s, λ, 1 − λ, slope of log(m/k) in log(p/q) where it is linear, log₂ of what m is of p, and of q,
-            where the other one is masked (−inf: nothing).
-        factor: log₂e / temperature.
-        STUDENT: Whether the anchor is the student.
-        KIND: Of the assistant.
-        MASKED: Whether a token may be masked.
-        PTX: See above.
+        row: Log-sum-exp of student and of teacher at the temperature, their difference, and log₂e / temperature.
+        mix: s, 1/s, λ, 1 − λ, slope of log(m/k) in log(p/q) where it is linear, log₂ of what m is of p, and of q, where
+            the other one is masked (−inf: nothing), and 1, or 0 where m is a source itself.
+        SPEC: See above.
+        MASKED: See above.
 
     Returns:
         log₂ k, log₂(m/k) (0 where one of them is not), log₂ m, ω, whether k lives, and whether m does. Without
         ``MASKED`` the last two are of no use.
     """
-    lse_s, lse_t, apart = row
-    s, inverse, lam, rest, slope, level_p, level_q = mix
+    STUDENT: tl.constexpr = SPEC[OF_ANCHOR]
+    KIND: tl.constexpr = SPEC[OF_KIND]
+    lse_s, lse_t, apart, factor = row
+    s, inverse, lam, rest, slope, level_p, level_q, _ = mix
     delta = (zt - zs) * factor - apart
     log_q = zs * factor - lse_s
     log_p = zt * factor - lse_t
@@ -135,10 +152,10 @@ def mixture(
         by_q = u <= 0.0
         size = tl.abs(u)
         e = tl.exp2(-size)
-        y = tl.where(by_q, lam, rest) * _power_less_one(size, e)
-        t = tl.where(by_q, lam, rest) * e + tl.where(by_q, rest, lam)
-        core = _log_of(y, t, PTX) * inverse
-        omega = tl.where(by_q, rest, rest * e) * _reciprocal(t, PTX)
+        weight = tl.where(by_q, lam, rest)
+        t = weight * e + tl.where(by_q, rest, lam)
+        core = _log_of(weight * _power_less_one(size, e), t, SPEC[OF_PTX]) * inverse
+        omega = tl.where(by_q, rest, rest * e) * _reciprocal(t, SPEC[OF_PTX])
         if KIND == EACH:
             ratio = core + tl.where(by_q, slope, 1.0 if STUDENT else 0.0) * delta
         elif STUDENT:
@@ -146,37 +163,33 @@ def mixture(
         else:
             ratio = tl.where(by_q, core - delta, core)
     log_m = log_k + ratio
+    has_k = has_q if STUDENT else has_p
+    live = both
     if MASKED:
-        has_k, level = (has_q, level_q) if STUDENT else (has_p, level_p)
-        other = log_p + level_p if STUDENT else log_q + level_q
+        level, other = (level_q, log_p + level_p) if STUDENT else (level_p, log_q + level_q)
         log_m = tl.where(both, log_m, tl.where(has_k, log_k + level, other))
         live = log_m > -INFINITY
         ratio = tl.where(both, ratio, tl.where(has_k & live, level, 0.0))
         omega = tl.where(both, omega, tl.where(has_q & live, 1.0, 0.0))
-        return log_k, ratio, log_m, omega, has_k, live
-    else:
-        return log_k, ratio, log_m, omega, both, both
+    return log_k, ratio, log_m, omega, has_k, live
 
 
 @triton.jit
-def beside(log_k, ratio, log_m, normaliser, has_k, live, MASKED: tl.constexpr):
-    """The assistant r = m/Z beside its anchor k.
+def beside(mixed, normaliser, MASKED: tl.constexpr):
+    """The assistant r = m/Z beside its anchor.
 
     Args:
-        log_k: log₂ k.
-        ratio: log₂(m/k).
-        log_m: log₂ m.
+        mixed: What `mixture` returned.
         normaliser: log₂ Z.
-        has_k: Whether k lives.
-        live: Whether m does.
-        MASKED: Whether the last two are to be minded.
+        MASKED: See above.
 
     Returns:
-        k, r, log₂ r, x = log(r/k), k x, whether |x| is small, k (e^x − 1 − x) where it is, and r − k.
+        k, r, r − k, x = log(r/k), k x, whether |x| is small, k (e^x − 1 − x) where it is, and log₂ r.
     """
-    ratio -= normaliser
+    log_k, ratio, log_m = mixed[0], mixed[1] - normaliser, mixed[2]
     if MASKED:
-        ratio = tl.where(has_k & live, ratio, 0.0)
+        both = mixed[4] & mixed[5]
+        ratio = tl.where(both, ratio, 0.0)
         log_r = log_m - normaliser
     else:
         log_r = log_k + ratio
@@ -184,10 +197,10 @@ def beside(log_k, ratio, log_m, normaliser, has_k, live, MASKED: tl.constexpr):
     x = ratio * LN2
     near = tl.abs(x) < CLOSE
     if MASKED:
-        near &= has_k & live
+        near &= both
     line = k * x
     bend = line * x * _curvature(x)
-    return k, r, log_r, x, line, near, bend, tl.where(near, line + bend, r - k)
+    return k, r, tl.where(near, line + bend, r - k), x, line, near, bend, log_r
 
 
 @triton.jit
@@ -197,12 +210,11 @@ def _difference(start, log_to, x):
 
 
 @triton.jit
-def _power(a, b, log_a, log_b, x, rise, A: tl.constexpr, B: tl.constexpr, SERIES: tl.constexpr):
-    """A power divergence's part, its slopes, and whether it passes the range of float32; see `maths.divergence.forms`."""
+def _power(a, log_a, log_b, x, rise, A: tl.constexpr, B: tl.constexpr, SERIES: tl.constexpr):
+    """A power divergence's part, its slopes, and whether it passes float32's range; as `maths.divergence.forms`."""
     C: tl.constexpr = A + B
-    beyond = x != x
     if A == 0.0:
-        return 0.5 * x * x, -x, x, beyond
+        return 0.5 * x * x, -x, x, x != x
     else:
         if C == 1.0:
             power, rise_c = a, rise
@@ -211,73 +223,51 @@ def _power(a, b, log_a, log_b, x, rise, A: tl.constexpr, B: tl.constexpr, SERIES
             rise_c = _difference(power, C * log_b, C * x)
         crossed = A * log_a + B * log_b
         if B == 0.0:
-            rise_b = tl.zeros_like(x)
-            grown_b = power * x
+            rise_b, grown_b = tl.zeros_like(x), power * x
         else:
             rise_b = _difference(power, crossed, B * x)
             grown_b = rise_b * (1.0 / B)
-        if C == 0.0:
-            grown_c = power * x
-        else:
-            grown_c = rise_c * (1.0 / C)
+        grown_c = power * x if C == 0.0 else rise_c * (1.0 / C)
         far = tl.maximum((grown_c - grown_b) * (1.0 / A), 0.0)
         total = tl.zeros_like(x) + SERIES[8]
         for n in tl.static_range(8):
             total = total * x + SERIES[7 - n]
         value = tl.where(tl.abs(x) <= SERIES[9], power * (x * x * total), far)
-        if min(A, B, C) < 0.0:
-            beyond = (C * log_a > LARGEST_EXPONENT) | (C * log_b > LARGEST_EXPONENT) | (crossed > LARGEST_EXPONENT)
+        beyond = tl.maximum(tl.maximum(C * log_a, C * log_b), crossed) > LARGEST_EXPONENT
         return value, -grown_b, (rise_c - rise_b) * (1.0 / A), beyond
 
 
 @triton.jit
 def _alone(mass, log_mass, FORM: tl.constexpr, OWN: tl.constexpr, OTHER: tl.constexpr):
     """What a mass adds that meets none, its slope, and whether it is finite; ``OWN``: the exponent of its side."""
+    C: tl.constexpr = OWN + OTHER
     if FORM == TOTAL_VARIATION:
         return 0.5 * mass, 0.5 * mass, True
     elif FORM == JENSEN_SHANNON:
         return 0.5 * LN2 * mass, 0.5 * LN2 * mass, True
-    elif FORM == JEFFREYS:
+    elif FORM == JEFFREYS or min(OTHER, C) <= 0.0:
         return mass, mass, False
     else:
-        C: tl.constexpr = OWN + OTHER
-        if OTHER > 0.0 and C > 0.0:
-            power = mass if C == 1.0 else tl.exp2(C * log_mass)
-            return power * (1.0 / (OTHER * C)), power * (1.0 / OTHER), True
-        else:
-            return mass, mass, False
+        power = mass if C == 1.0 else tl.exp2(C * log_mass)
+        return power * (1.0 / (OTHER * C)), power * (1.0 / OTHER), True
 
 
 @triton.jit
-def compare(
-    at,
-    log_k,
-    has_k,
-    live,
-    FORM: tl.constexpr,
-    FIRST: tl.constexpr,
-    A: tl.constexpr,
-    B: tl.constexpr,
-    SERIES: tl.constexpr,
-    MASKED: tl.constexpr,
-    PTX: tl.constexpr,
-):
+def compare(mixed, at, SPEC: tl.constexpr, MASKED: tl.constexpr):
     """D's part of each token, its slopes to log k and to log r, and whether it is infinite.
 
     Args:
-        at: What `beside` returned.
-        log_k: log₂ k.
-        has_k: Whether k lives.
-        live: Whether r does.
-        FORM: `Form`.
-        FIRST: Whether D is D(k‖r), else D(r‖k).
-        A: Exponent of `Form.POWER`.
-        B: The other.
-        SERIES: `amidkd.kernels.terms.series` of the two, 9 long, and up to which |x| it is used.
-        MASKED: Whether a token may be masked.
-        PTX: As of `mixture`.
+        mixed: What `mixture` returned.
+        at: What `beside` did.
+        SPEC: See above.
+        MASKED: See above.
     """
-    k, r, log_r, x, line, near, bend, rise = at
+    FORM: tl.constexpr = SPEC[OF_FORM]
+    FIRST: tl.constexpr = SPEC[OF_ORDER]
+    A: tl.constexpr = SPEC[OF_POWERS][0]
+    B: tl.constexpr = SPEC[OF_POWERS][1]
+    k, r, rise, x, line, near, bend, log_r = at
+    log_k, has_k, live = mixed[0], mixed[4], mixed[5]
     infinite = x != x
     if FORM == KL:
         if FIRST:
@@ -296,29 +286,23 @@ def compare(
     elif FORM == JENSEN_SHANNON:
         size = tl.abs(x) * LOG2E
         e = tl.exp2(-size)
-        middle = _log_of(0.5 * _power_less_one(size, e), 0.5 * e + 0.5, PTX) * LN2
-        to_middle_k = tl.where(x <= 0.0, middle, x + middle)
-        to_middle_r = tl.where(x <= 0.0, middle - x, middle)
-        to_k, to_r = -0.5 * k * to_middle_k, -0.5 * r * to_middle_r
-        close = to_k * to_middle_k * _curvature(to_middle_k) + to_r * to_middle_r * _curvature(to_middle_r)
-        value = tl.where(near, -close, tl.maximum(to_k + to_r, 0.0))
-    elif FIRST:
-        log_a, log_b = log_k, log_r
-        if MASKED:
-            log_a, log_b = tl.where(has_k & live, log_a, 0.0), tl.where(has_k & live, log_b, 0.0)
-        value, to_k, to_r, infinite = _power(k, r, log_a, log_b, x, rise, A, B, SERIES)
+        middle = _log_of(0.5 * _power_less_one(size, e), 0.5 * e + 0.5, SPEC[OF_PTX]) * LN2
+        from_k, from_r = tl.where(x <= 0.0, middle, x + middle), tl.where(x <= 0.0, middle - x, middle)
+        to_k, to_r = -0.5 * k * from_k, -0.5 * r * from_r
+        close = -(to_k * from_k * _curvature(from_k) + to_r * from_r * _curvature(from_r))
+        value = tl.where(near, close, tl.maximum(to_k + to_r, 0.0))
     else:
-        log_a, log_b = log_r, log_k
+        a, log_a, log_b = (k, log_k, log_r) if FIRST else (r, log_r, log_k)
         if MASKED:
             log_a, log_b = tl.where(has_k & live, log_a, 0.0), tl.where(has_k & live, log_b, 0.0)
-        value, to_r, to_k, infinite = _power(r, k, log_a, log_b, -x, -rise, A, B, SERIES)
+        if FIRST:
+            value, to_k, to_r, infinite = _power(a, log_a, log_b, x, rise, A, B, SPEC[OF_SERIES])
+        else:
+            value, to_r, to_k, infinite = _power(a, log_a, log_b, -x, -rise, A, B, SPEC[OF_SERIES])
     if MASKED:
-        both = has_k & live
-        only_k, only_r = has_k & (live == 0), live & (has_k == 0)
-        OF_K: tl.constexpr = A if FIRST else B
-        OF_R: tl.constexpr = B if FIRST else A
-        value_k, slope_k, FINITE_K = _alone(k, log_k, FORM, OF_K, OF_R)
-        value_r, slope_r, FINITE_R = _alone(r, log_r, FORM, OF_R, OF_K)
+        both, only_k, only_r = has_k & live, has_k & (live == 0), live & (has_k == 0)
+        value_k, slope_k, FINITE_K = _alone(k, log_k, FORM, A if FIRST else B, B if FIRST else A)
+        value_r, slope_r, FINITE_R = _alone(r, log_r, FORM, B if FIRST else A, A if FIRST else B)
         value = tl.where(both, value, tl.where(only_k, value_k, tl.where(only_r, value_r, 0.0)))
         to_k = tl.where(both, to_k, tl.where(only_k, slope_k, 0.0))
         to_r = tl.where(both, to_r, tl.where(only_r, slope_r, 0.0))

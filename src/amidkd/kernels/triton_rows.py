@@ -23,25 +23,22 @@ SERIES = 9
 
 def triton_missing() -> str | None:
     """Why triton cannot be used here, or None: it is not installed, cannot be loaded, or there is no GPU for it."""
-    return _not_installed() or (None if torch.cuda.is_available() or _interpreted() else "there is no CUDA device")
+    if (reason := _not_installed()) is not None:
+        return reason
+    if torch.cuda.is_available() or _interpreted():
+        return None
+    return "torch sees no GPU"
 
 
 @functools.cache
 def _not_installed() -> str | None:
     if importlib.util.find_spec("triton") is None:
-        return "triton is not installed: pip install triton (Linux)"
+        return "triton is not installed: pip install triton (on Linux)"
     try:
-        import triton  # noqa: F401
-    except Exception as error:
+        importlib.import_module("amidkd.kernels.triton_kernels")
+    except Exception as error:  # whatever a version of triton that does not fit its surroundings raises
         return f"triton cannot be loaded: {error}"
     return None
-
-
-def _interpreted() -> bool:
-    """Whether kernels run in triton's interpreter, on the CPU."""
-    import triton
-
-    return bool(triton.knobs.runtime.interpret)
 
 
 def triton_rows(block: Block) -> None:
@@ -56,22 +53,28 @@ def triton_rows(block: Block) -> None:
         _launch(block)
 
 
+def _interpreted() -> bool:
+    from amidkd.kernels.triton_kernels import INTERPRETED
+
+    return INTERPRETED
+
+
 def _launch(block: Block) -> None:
     from amidkd.kernels import triton_kernels as kernels
 
     device, n, V = block.student.device, block.count, block.vocab_size
     shape = _shape(V)
-    ptx = torch.version.hip is None and not _interpreted()
     factor = math.log2(math.e) / block.temperature
     tempered = block.temperature != 1.0
     rows = kernels.OF_TERMS.value + kernels.EACH_TERM.value * len(block.terms)
     state = torch.empty((rows, n), dtype=torch.float32, device=device)
     mix = _mixes(block.terms, device)
     specs = tuple(spec_of(term) for term in block.terms)
-    sides = (block.student, block.student_rows, block.student.stride(0))
-    sides += (None, None, 0) if block.teacher is None else (block.teacher, block.teacher_rows, block.teacher.stride(0))
+    student = (block.student, block.student_rows, block.student.stride(0))
+    teacher = (None, None, 0) if block.teacher is None else (block.teacher, block.teacher_rows, block.teacher.stride(0))
     kernels.log_sums[(n,)](
-        *sides,
+        *student,
+        *teacher,
         block.labels,
         block.scale,
         state,
@@ -88,7 +91,8 @@ def _launch(block: Block) -> None:
     for number, (term, spec) in enumerate(zip(block.terms, specs, strict=True)):
         weight = term.weight * term.factor
         kernels.term_sums[(n,)](
-            *sides,
+            *student,
+            *teacher,
             block.scale,
             mix,
             mix.shape[-1],
@@ -102,12 +106,12 @@ def _launch(block: Block) -> None:
             weight / block.temperature,
             number,
             SPEC=spec,
-            PTX=ptx,
             **shape,
         )
     if block.metrics is not None:
         kernels.measure_rows[(n,)](
-            *sides,
+            *student,
+            *teacher,
             mix,
             mix.shape[-1],
             state,
@@ -117,15 +121,15 @@ def _launch(block: Block) -> None:
             V,
             factor,
             0 if block.assistant is None else block.assistant,
-            KIND=None if block.assistant is None else specs[block.assistant][3],
-            PTX=ptx,
+            SPEC=None if block.assistant is None else specs[block.assistant],
             **shape,
         )
     if block.gradient is not None:
         blocks = -(-V // shape["BLOCK"])
         each = -(-blocks // min(blocks, -(-PROGRAMS // n)))
         kernels.write_gradient[(n, -(-blocks // each))](
-            *sides,
+            *student,
+            *teacher,
             block.gradient,
             block.gradient.stride(0),
             block.labels,
@@ -137,9 +141,7 @@ def _launch(block: Block) -> None:
             each * shape["BLOCK"],
             factor,
             SPECS=specs,
-            TERMS=len(specs),
             TEMPERED=tempered,
-            PTX=ptx,
             **shape,
         )
 
@@ -179,9 +181,9 @@ def spec_of(term: Term) -> tuple[Any, ...]:
         term.anchor_first,
         kind.value,
         learns,
-        float(term.a),
-        float(term.b),
+        (float(term.a), float(term.b)),
         coefficients,
+        torch.version.hip is None and not _interpreted(),
     )
 
 
