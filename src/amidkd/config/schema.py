@@ -244,8 +244,11 @@ class KernelsConfig(Section):
         description="`fused`: C++ on the CPU, Triton on a GPU; `chunked`: torch alone; `auto`: `fused` where it can "
         "compute the loss, else `chunked`. `naive` builds full logits: the oracle.",
     )
-    memory_mb: float = Field(
-        128.0, gt=0, description="MiB for the loss's temporaries, beside inputs and gradients; more can be faster."
+    memory_mb: float | None = Field(
+        None,
+        gt=0,
+        description="MiB for the loss's temporaries, beside inputs and gradients; more can be faster. Default: 128 on "
+        "the CPU, 1024 on a GPU.",
     )
 
 

@@ -225,7 +225,7 @@ def _measure(
         config=config.evaluation,
         max_new_tokens=_longest(config),
         teacher=teacher,
-        memory_mb=config.kernels.memory_mb,
+        memory_mb=config.kernels.memory_mb or 128.0,
         name=name,
     )
 

@@ -29,6 +29,10 @@ from amidkd.signals import Hidden, TopK
 __all__ = ["attach", "chunk_tokens", "chunked"]
 
 
+MEMORY_MB = {"cpu": 128.0, "other": 1024.0}
+"""Room for a chunk's temporaries, MiB, by device: a GPU's products want 1,000 tokens of 150,000 logits and more."""
+
+
 def chunk_tokens(*, memory_mb: float, token_bytes: float, count: int) -> int:
     """How many tokens a chunk has: as many as fit, at least one, and all chunks about equal.
 
@@ -47,25 +51,29 @@ def chunked(
     task: Task,
     metrics: Metrics | None,
     *,
-    memory_mb: float,
+    memory_mb: float | None,
     weights: Tensor | None,
     gradient: bool,
+    divisor: Tensor | None = None,
     kernel: RowKernel = torch_rows,
 ) -> tuple[Tensor, StudentSide | None]:
-    """The loss of each token that counts, and the gradient of their weighted sum.
+    """The loss of each token that counts, and the gradient of their weighted sum over a divisor.
 
     Args:
         task: The call.
         metrics: Where to add what is measured on the way, or None.
-        memory_mb: Room for a chunk's temporaries, MiB.
+        memory_mb: Room for a chunk's temporaries, MiB; None: ``MEMORY_MB``.
         weights: Factor [N] of each token in the sum, or None for 1.
         gradient: Whether one is wanted.
+        divisor: What the sum is divided by, scalar, or None for 1.
         kernel: What computes the tokens of a chunk.
 
     Returns:
-        Values [n] and the collected gradient of Σ weight·value, None where none is wanted.
+        Values [n] and the collected gradient of Σ weight·value / divisor, None where none is wanted.
     """
-    walk = _Walk(task, metrics, memory_mb=memory_mb, weights=weights, gradient=gradient, kernel=kernel)
+    if memory_mb is None:
+        memory_mb = MEMORY_MB["cpu" if task.device.type == "cpu" else "other"]
+    walk = _Walk(task, metrics, memory_mb=memory_mb, weights=weights, divisor=divisor, gradient=gradient, kernel=kernel)
     for start in range(0, task.count, walk.step):
         walk.chunk(start, min(start + walk.step, task.count))
     return walk.values, walk.student if gradient else None
@@ -103,12 +111,14 @@ class _Walk:
         *,
         memory_mb: float,
         weights: Tensor | None,
+        divisor: Tensor | None,
         gradient: bool,
         kernel: RowKernel,
     ) -> None:
         self.task = task
         self.metrics = metrics
         self.weights = weights
+        self.divisor = divisor
         self.gradient = gradient
         self.kernel = kernel
         self.general = not _one_kernel(task, metrics)
@@ -165,7 +175,7 @@ class _Walk:
         logits = self.student.load(rows, count)
         target = self.student.target(rows, count)
         if self.general:
-            self._general(rows, logits, target, self.values[start:stop])
+            self._general(rows, count, logits, target, self.values[start:stop])
         else:
             block = self._block(rows, count, logits, target, self.values[start:stop])
             if self.task.teachers and isinstance(self.task.teachers[0], TopK):
@@ -175,7 +185,7 @@ class _Walk:
                 self._measure(block)
         self.student.collect(rows, count)
 
-    def _general(self, rows: Rows, logits: Some, target: Tensor | None, values: Tensor) -> None:
+    def _general(self, rows: Rows, count: int, logits: Some, target: Tensor | None, values: Tensor) -> None:
         tensor, index = logits
         z = (tensor if index is None else tensor[index])[:, : self.task.vocab_size].to(self.task.dtype)
         found, slope = general(self.task, rows, z, self.metrics, gradient=self.gradient)
@@ -183,8 +193,9 @@ class _Walk:
         if target is None:
             return
         assert slope is not None
-        if self.weights is not None:
-            slope.mul_(take(self.weights, rows).to(slope).unsqueeze(-1))
+        scale = self._scale(rows, count)
+        if scale is not None:
+            slope.mul_(scale.to(slope).unsqueeze(-1))
         target[slice(None) if index is None else index, : self.task.vocab_size] = slope.to(target.dtype)
 
     def _block(self, rows: Rows, count: int, logits: Some, target: Tensor | None, values: Tensor) -> Block:
@@ -206,7 +217,7 @@ class _Walk:
             temperature=task.temperature,
             labels=labels,
             cross_entropy_weight=task.cross_entropy_weight,
-            scale=None if self.weights is None else take(self.weights, rows).to(device=task.device, dtype=task.dtype),
+            scale=self._scale(rows, count),
             values=values,
             divergences=torch.empty_like(values) if measured and soft else None,
             cross_entropies=torch.empty_like(values) if measured and labels is not None else None,
@@ -214,6 +225,17 @@ class _Walk:
             assistant=_assistant(task.objective) if task.objective is not None else None,
             gradient=target,
         )
+
+    def _scale(self, rows: Rows, count: int) -> Tensor | None:
+        """Factor [n] of each token's gradient."""
+        task = self.task
+        if self.weights is None and self.divisor is None:
+            return None
+        if self.weights is None:
+            scale = torch.ones(count, dtype=task.dtype, device=task.device)
+        else:
+            scale = take(self.weights, rows).to(device=task.device, dtype=task.dtype)
+        return scale if self.divisor is None else scale / self.divisor
 
     def _teacher(self, rows: Rows, count: int) -> tuple[Tensor, Tensor | None, tuple[Term, ...]]:
         """The teacher's logits (of the outcomes, where it is truncated) with their index, and the terms."""
@@ -308,11 +330,11 @@ class _Attach(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
-            raise RuntimeError("the chunked backend has no second derivative (create_graph=True); use backend='naive'")
+            raise RuntimeError("chunked and fused have no second derivative (create_graph=True); use backend='naive'")
         if ctx.gradients is None:
             raise RuntimeError(
-                "the chunked backend computes the gradient once, with the value: a second backward through the same "
-                "loss has none left. Call distillation_loss again, or use backend='naive'"
+                "chunked and fused compute the gradient once, with the value: a second backward through the same loss "
+                "has none left. Call distillation_loss again, or use backend='naive'"
             )
         gradients, ctx.gradients = ctx.gradients, None
         found: list[Tensor | None] = []

@@ -13,6 +13,7 @@ from amidkd.kernels.heads import exact, sources
 from amidkd.kernels.metrics import Metrics
 from amidkd.kernels.naive import naive
 from amidkd.kernels.prepare import check_constants, check_denominator, check_reduction, prepare
+from amidkd.kernels.sides import logits_dtype
 from amidkd.kernels.task import Task
 from amidkd.maths.objective import AnyObjective
 from amidkd.maths.reduce import Reduction, mean_divisor, reduce
@@ -50,7 +51,7 @@ def distillation_loss(
     denominator: float | Tensor | None = None,
     vocab_size: int | None = None,
     backend: Backend = "auto",
-    memory_mb: float = 128.0,
+    memory_mb: float | None = None,
     metrics: bool = False,
 ) -> LossOutput:
     """The distillation loss of N tokens, with its gradient for the student.
@@ -81,7 +82,7 @@ def distillation_loss(
             of the catalogue. ``"chunked"``: torch alone, on any device, any objective. ``"naive"``: the
             oracle. ``"auto"`` takes ``fused`` where it can, else ``chunked``, never ``naive``.
         memory_mb: Room for the temporaries of ``fused`` and ``chunked``, MiB, beside inputs and gradient; at least one
-            token's.
+            token's. None: 128 on the CPU, 1024 elsewhere.
         metrics: Whether to measure, in the same pass and without gradient: ``divergence`` (D alone),
             ``kl_teacher_student``, ``kl_student_teacher``, ``entropy_teacher``, ``entropy_student`` and
             ``top1_agreement``; with an assistant ``entropy_assistant`` and ``responsibility`` (Σ_v p(v) ω(v)); with
@@ -102,7 +103,7 @@ def distillation_loss(
         >>> out.backend in ("fused", "chunked")
         True
     """
-    if not memory_mb > 0:
+    if memory_mb is not None and not memory_mb > 0:
         raise SettingError(f"memory_mb must be above 0; got {memory_mb}")
     check_reduction(reduction, denominator)
     task = prepare(
@@ -120,23 +121,42 @@ def distillation_loss(
     check_denominator(denominator, unmasked)
     chosen, kernel = choose(task, backend)
     measured = Metrics() if metrics else None
-    sums: Reduction = "none" if reduction == "none" else "sum"
+    divisor = None
+    if reduction == "mean":
+        divisor = mean_divisor(unmasked.to(task.device), denominator, dtype=task.dtype)
     with exact(task.device):
         if kernel is None:
-            total = reduce(_spread(task, naive(task, measured)), mask=mask, weights=weights, reduction=sums)
+            total = _reduced(
+                task, naive(task, measured), mask=mask, weights=weights, reduction=reduction, divisor=divisor
+            )
         else:
             total = _walked(
-                task, measured, kernel=kernel, mask=mask, weights=weights, reduction=sums, memory_mb=memory_mb
+                task,
+                measured,
+                kernel=kernel,
+                mask=mask,
+                weights=weights,
+                reduction=reduction,
+                divisor=divisor,
+                memory_mb=memory_mb,
             )
-    if reduction == "mean":
-        total = total / mean_divisor(unmasked.to(task.device), denominator, dtype=task.dtype)
     found = {} if measured is None else measured.means(task.count, device=task.device)
     return LossOutput(loss=total, backend=chosen, metrics=found)
 
 
-def _spread(task: Task, values: Tensor) -> Tensor:
-    """From the tokens that count [n] to all [N], 0 in the rest."""
-    return values if task.rows is None else values.new_zeros(task.tokens).index_copy(0, task.rows, values)
+def _reduced(
+    task: Task,
+    values: Tensor,
+    *,
+    mask: Tensor | None,
+    weights: Tensor | None,
+    reduction: Reduction,
+    divisor: Tensor | None,
+) -> Tensor:
+    """From the values of the tokens that count [n] to the loss."""
+    spread = values if task.rows is None else values.new_zeros(task.tokens).index_copy(0, task.rows, values)
+    total = reduce(spread, mask=mask, weights=weights, reduction="none" if reduction == "none" else "sum")
+    return total if divisor is None else total / divisor
 
 
 def _walked(
@@ -147,15 +167,22 @@ def _walked(
     mask: Tensor | None,
     weights: Tensor | None,
     reduction: Reduction,
-    memory_mb: float,
+    divisor: Tensor | None,
+    memory_mb: float | None,
 ) -> Tensor:
-    """Sum (with its gradient) or values (without) from the walk over the tokens."""
+    """The loss from the walk over the tokens, with its gradient where there is one."""
     tensors = sources(task.student)
     learns = any(tensor is not None and tensor.requires_grad for tensor in tensors)
-    gradient = learns and torch.is_grad_enabled() and reduction == "sum"
+    gradient = learns and torch.is_grad_enabled() and reduction != "none"
     if gradient:
         check_constants(task, weights)
-    values, collected = chunked(task, measured, memory_mb=memory_mb, weights=weights, gradient=gradient, kernel=kernel)
+    # Divided at once, a backward of 1 has nothing left to do; but a small gradient in float16 would underflow.
+    early, late = (None, divisor) if logits_dtype(task.student, task.dtype) == torch.float16 else (divisor, None)
+    values, collected = chunked(
+        task, measured, memory_mb=memory_mb, weights=weights, divisor=early, gradient=gradient, kernel=kernel
+    )
     with torch.no_grad():
-        total = reduce(_spread(task, values), mask=mask, weights=weights, reduction=reduction)
-    return total if collected is None else attach(total, collected, tensors)
+        total = _reduced(task, values, mask=mask, weights=weights, reduction=reduction, divisor=early)
+    if collected is not None:
+        total = attach(total, collected, tensors)
+    return total if late is None else total / late

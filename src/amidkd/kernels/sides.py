@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from amidkd.kernels.heads import Rows, sources, take
+from amidkd.kernels.pages import on_large_pages
 from amidkd.signals import Hidden, Logits
 
-__all__ = ["Some", "StudentSide", "TeacherSide"]
+__all__ = ["Some", "StudentSide", "TeacherSide", "logits_dtype", "needs_buffer"]
 
 SLAB = 2**22
 """Numbers of a half-precision product that are made at once before they are added up in float32."""
@@ -45,7 +46,7 @@ class _Buffers:
         self.signal = signal
         self.vocab_size = vocab_size
         self.dtype = logits_dtype(signal, dtype)
-        self.buffer = torch.empty((step, vocab_size), dtype=self.dtype, device=device)
+        self.buffer = on_large_pages(torch.empty((step, vocab_size), dtype=self.dtype, device=device))
         self.product = self.buffer
         if isinstance(signal, Hidden) and (
             signal.weight.dtype != self.dtype or signal.weight.device != self.buffer.device
@@ -165,7 +166,8 @@ class StudentSide:
             if part is None or not part.requires_grad:
                 self._sums.append(None)
             else:
-                self._sums.append(make(part.shape, dtype=kind, device=first.device))
+                made = make(part.shape, dtype=kind, device=first.device)
+                self._sums.append(on_large_pages(made) if make is torch.empty else made)
 
     def load(self, rows: Rows, count: int) -> Some:
         """The logits of n tokens, valid until ``collect``."""
@@ -239,7 +241,7 @@ class StudentSide:
 
 def _empty_like(logits: Tensor, *, vocab_size: int, rows: Tensor | None) -> Tensor:
     """Memory for a gradient, 0 where nothing will be written."""
-    out = torch.empty_like(logits, memory_format=torch.contiguous_format)
+    out = on_large_pages(torch.empty_like(logits, memory_format=torch.contiguous_format))
     out[:, vocab_size:] = 0.0
     if rows is not None:
         rest = torch.ones(out.shape[0], dtype=torch.bool, device=out.device)
