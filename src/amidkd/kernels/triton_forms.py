@@ -121,7 +121,8 @@ def mixture(zs, zt, row, mix, SPEC: tl.constexpr, MASKED: tl.constexpr):
     Args:
         zs: Logits of the student [BLOCK].
         zt: Logits of the teacher [BLOCK].
-        row: Log-sum-exp of student and of teacher at the temperature, their difference, and log₂e / temperature.
+        row: What exponentials are taken less, of student and of teacher, log₂ of their sums, and of the ratio of these,
+            all at the temperature, and log₂e / temperature.
         mix: s, 1/s, λ, 1 − λ, slope of log(m/k) in log(p/q) where it is linear, log₂ of what m is of p, and of q, where
             the other one is masked (−inf: nothing), and 1, or 0 where m is a source itself.
         SPEC: See above.
@@ -133,11 +134,12 @@ def mixture(zs, zt, row, mix, SPEC: tl.constexpr, MASKED: tl.constexpr):
     """
     STUDENT: tl.constexpr = SPEC[OF_ANCHOR]
     KIND: tl.constexpr = SPEC[OF_KIND]
-    lse_s, lse_t, apart, factor = row
+    top_s, top_t, log_s, log_t, apart, factor = row
     s, inverse, lam, rest, slope, level_p, level_q, _ = mix
-    delta = (zt - zs) * factor - apart
-    log_q = zs * factor - lse_s
-    log_p = zt * factor - lse_t
+    # Differences of logits come first: they are exact where it matters, however large the logits are.
+    delta = ((zt - zs) - (top_t - top_s)) * factor - apart
+    log_q = (zs - top_s) * factor - log_s
+    log_p = (zt - top_t) * factor - log_t
     log_k = log_q if STUDENT else log_p
     has_p, has_q = zt > -INFINITY, zs > -INFINITY
     both = has_p & has_q

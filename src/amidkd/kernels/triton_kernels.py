@@ -1,7 +1,7 @@
 # mypy: ignore-errors
 """The Triton kernels: sweeps over V, one program for each token. `triton_rows` launches them.
 
-    log_sums        the log-sum-exp of both sides, the cross-entropy, and whether anything is masked (`triton_open`)
+    log_sums        the exponentials' sums, the cross-entropy, and whether anything is masked (`triton_open`)
     term_sums       a term's normaliser, its value, and the sums that its gradient needs
     write_gradient  A − q ΣA of all terms
     measure_rows    the numbers of ``Block.metrics`` (`triton_measure`)
@@ -36,7 +36,7 @@ from amidkd.kernels.triton_open import (
     COLUMNS,
     EACH_TERM,
     HARD,
-    LSE_PLAIN,
+    LOG_PLAIN,
     MASKED_ROW,
     NO_STUDENT,
     NO_TEACHER,
@@ -266,13 +266,13 @@ def term_sums(
 
 @triton.jit
 def _slopes(out, sides, at, V, row, pull, hard, terms, SPECS: tl.constexpr, MASKED: tl.constexpr, BLOCK: tl.constexpr):
-    """One block of `write_gradient`; ``hard``: the cross-entropy's factor, log-sum-exp and label, or None."""
+    """One block of `write_gradient`; ``hard``: the cross-entropy's factor, logarithm and label, or None."""
     columns = at + tl.arange(0, BLOCK)
     zs = logits(sides[0], columns, V, MASKED)
-    total = tl.exp2(zs * row[3] - row[0]) * pull
+    total = tl.exp2((zs - row[0]) * row[5] - row[2]) * pull
     if hard is not None:
         if hard[1] is not None:
-            total += tl.exp2(zs * LOG2E - hard[1]) * hard[0]
+            total += tl.exp2((zs - row[0]) * LOG2E - hard[1]) * hard[0]
         total -= tl.where(columns == hard[2], hard[0], 0.0)
     TERMS: tl.constexpr = len(SPECS)
     if TERMS > 0:
@@ -330,7 +330,7 @@ def write_gradient(
     pull = tl.load(state + PULL * count + token)
     hard = None
     if labels is not None:
-        plain = tl.load(state + LSE_PLAIN * count + token) if TEMPERED else None
+        plain = tl.load(state + LOG_PLAIN * count + token) if TEMPERED else None
         hard = tl.load(state + HARD * count + token), plain, tl.load(labels + token)
     terms = ()
     for j in tl.static_range(TERMS):

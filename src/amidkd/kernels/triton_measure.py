@@ -48,8 +48,8 @@ def measure_rows(
         has_q, has_p = zs > -INFINITY, zt > -INFINITY
         at_s, at_t = tl.where(zs > best_s, columns, at_s), tl.where(zt > best_t, columns, at_t)
         best_s, best_t = tl.maximum(best_s, zs), tl.maximum(best_t, zt)
-        log_q, log_p = zs * factor - row[0], zt * factor - row[1]
-        delta = (zt - zs) * factor - row[2]
+        log_q, log_p = (zs - row[0]) * factor - row[2], (zt - row[1]) * factor - row[3]
+        delta = ((zt - zs) - (row[1] - row[0])) * factor - row[4]
         p, q, rise, x, line, near, bend, _ = beside((log_p, -delta, log_q, zero, has_p, has_q), 0.0, True)
         forward += tl.where(near, bend, tl.maximum(rise - line, 0.0))
         backward += tl.where(near, rise * x - bend, tl.maximum(q * x - rise, 0.0))

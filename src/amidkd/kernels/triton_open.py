@@ -11,7 +11,7 @@ __all__ = [
     "COLUMNS",
     "EACH_TERM",
     "HARD",
-    "LSE_PLAIN",
+    "LOG_PLAIN",
     "MASKED_ROW",
     "NO_MEETING",
     "NO_STUDENT",
@@ -31,18 +31,21 @@ __all__ = [
 FOLD = tl.constexpr(4)
 """Neighbours in a row that are added up at once: no thread has fewer, and one register then holds their sum."""
 
-LSE_STUDENT = tl.constexpr(0)
-LSE_TEACHER = tl.constexpr(1)
-APART = tl.constexpr(2)
-FLAGS = tl.constexpr(3)
-PULL = tl.constexpr(4)
-HARD = tl.constexpr(5)
-LSE_PLAIN = tl.constexpr(6)
-OF_TERMS = tl.constexpr(7)
+TOP_STUDENT = tl.constexpr(0)
+TOP_TEACHER = tl.constexpr(1)
+LOG_STUDENT = tl.constexpr(2)
+LOG_TEACHER = tl.constexpr(3)
+LOG_RATIO = tl.constexpr(4)
+FLAGS = tl.constexpr(5)
+PULL = tl.constexpr(6)
+HARD = tl.constexpr(7)
+LOG_PLAIN = tl.constexpr(8)
+OF_TERMS = tl.constexpr(9)
 EACH_TERM = tl.constexpr(3)
-"""Rows of ``state`` [OF_TERMS + EACH_TERM · terms, n]: log-sum-exps to base 2 of student and teacher at the temperature
-and their difference, flags, factors of q and of the cross-entropy in the gradient, the student's log-sum-exp without
-temperature; and of each term log₂ Z, ΣH, and the factor of its gradient, 0 where it is infinite."""
+"""Rows of ``state`` [OF_TERMS + EACH_TERM · terms, n]: what exponentials are taken less, of student and teacher; log₂
+of their sums at the temperature, and of the ratio of these; flags; factors of q and of cross-entropy in the gradient;
+log₂ of the student's sum without temperature; and of each term log₂ Z, ΣH, and the factor of its gradient, 0 where it
+is infinite."""
 
 COLUMNS = tl.constexpr(11)
 """Rows of ``mix`` [terms, COLUMNS, n or 1]: s, 1/s, λ, 1 − λ, the slope for either anchor (teacher, student) where it
@@ -91,10 +94,10 @@ def none(BLOCK: tl.constexpr):
 @triton.jit
 def open_row(state, count, token, factor):
     """What `mixture` takes of a row, and the flags."""
-    lse_s = tl.load(state + LSE_STUDENT * count + token)
-    lse_t = tl.load(state + LSE_TEACHER * count + token)
-    apart = tl.load(state + APART * count + token)
-    return (lse_s, lse_t, apart, factor), tl.load(state + FLAGS * count + token).to(tl.int32)
+    top_s, top_t = tl.load(state + TOP_STUDENT * count + token), tl.load(state + TOP_TEACHER * count + token)
+    log_s, log_t = tl.load(state + LOG_STUDENT * count + token), tl.load(state + LOG_TEACHER * count + token)
+    apart = tl.load(state + LOG_RATIO * count + token)
+    return (top_s, top_t, log_s, log_t, apart, factor), tl.load(state + FLAGS * count + token).to(tl.int32)
 
 
 @triton.jit
@@ -124,14 +127,14 @@ def _opened(found, sides, at, tops, V, factor, BOTH: tl.constexpr, TEMPERED: tl.
     BLOCK: tl.constexpr = high_s.shape[0]
     columns = at + tl.arange(0, BLOCK)
     zs = logits(sides[0], columns, V, MASKED)
-    sum_s += fold(tl.exp2(zs * factor - tops[0] * factor), BLOCK)
+    sum_s += fold(tl.exp2((zs - tops[0]) * factor), BLOCK)
     high_s = tl.maximum(high_s, zs)
     if TEMPERED:
-        plain += fold(tl.exp2(zs * LOG2E - tops[0] * LOG2E), BLOCK)
+        plain += fold(tl.exp2((zs - tops[0]) * LOG2E), BLOCK)
     common = zs
     if BOTH:
         zt = logits(sides[1], columns, V, MASKED)
-        sum_t += fold(tl.exp2(zt * factor - tops[1] * factor), BLOCK)
+        sum_t += fold(tl.exp2((zt - tops[1]) * factor), BLOCK)
         high_t = tl.maximum(high_t, zt)
         common = tl.minimum(zs, zt)
         meet = tl.maximum(meet, common)
@@ -185,7 +188,7 @@ def log_sums(
     TEMPERED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Log-sum-exps, flags and cross-entropy of a token, with which the outputs begin.
+    """Sums of exponentials, flags and cross-entropy of a token, with which the outputs begin.
 
     Exponentials are taken less the largest of the row's first logits, which saves one for every logit; where the true
     maximum is far from it, the row is read again.
@@ -210,12 +213,13 @@ def log_sums(
     empty_s, empty_t = highs[0] == -INFINITY, highs[1] == -INFINITY
     sum_s, sum_t = tl.where(empty_s, 1.0, sums[0]), tl.where(empty_t, 1.0, sums[1])
     flags = tl.where(low == -INFINITY, MASKED_ROW, 0) + tl.where(empty_s, NO_STUDENT, 0)
-    tl.store(state + LSE_STUDENT * count + token, top_s * factor + tl.log2(sum_s))
+    tl.store(state + TOP_STUDENT * count + token, top_s)
+    tl.store(state + LOG_STUDENT * count + token, tl.log2(sum_s))
     if BOTH:
         flags += tl.where(empty_t, NO_TEACHER, 0) + tl.where(meet == -INFINITY, NO_MEETING, 0)
-        tl.store(state + LSE_TEACHER * count + token, top_t * factor + tl.log2(sum_t))
-        # These products are those that the sums were taken with, so that of two equal sides nothing is left.
-        tl.store(state + APART * count + token, (top_t * factor - top_s * factor) + tl.log2(sum_t / sum_s))
+        tl.store(state + TOP_TEACHER * count + token, top_t)
+        tl.store(state + LOG_TEACHER * count + token, tl.log2(sum_t))
+        tl.store(state + LOG_RATIO * count + token, tl.log2(sum_t / sum_s))
     tl.store(state + FLAGS * count + token, flags.to(tl.float32))
     if labels is None:
         loss = 0.0
@@ -232,7 +236,7 @@ def log_sums(
         if scale is not None:
             pull *= tl.load(scale + token)
         tl.store(state + HARD * count + token, pull)
-        tl.store(state + LSE_PLAIN * count + token, top_s * LOG2E + tl.log2(plain))
+        tl.store(state + LOG_PLAIN * count + token, tl.log2(plain))
         if TEMPERED:
             pull = 0.0
     tl.store(state + PULL * count + token, pull)

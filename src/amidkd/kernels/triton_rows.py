@@ -149,10 +149,10 @@ def _launch(block: Block) -> None:
 def _shape(vocab_size: int) -> dict[str, Any]:
     """Columns of a block, and warps of a program: eight logits a thread.
 
-    In the interpreter time goes by the number of operations, so that a quarter of the row is a block.
+    In the interpreter time goes by the number of operations, so that blocks are large.
     """
     if _interpreted():
-        return {"BLOCK": max(16, _power_of_two(-(-vocab_size // 4)))}
+        return {"BLOCK": max(16, _power_of_two(-(-vocab_size // 3)))}
     block = min(2048, max(256, _power_of_two(vocab_size)))
     return {"BLOCK": block, "num_warps": block // 256, "enable_fp_fusion": True}
 
