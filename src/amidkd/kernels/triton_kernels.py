@@ -265,31 +265,52 @@ def term_sums(
 
 
 @triton.jit
-def _slopes(out, sides, at, V, row, pull, hard, terms, SPECS: tl.constexpr, MASKED: tl.constexpr, BLOCK: tl.constexpr):
-    """One block of `write_gradient`; ``hard``: the cross-entropy's factor, logarithm and label, or None."""
+def _slope(zs, zt, row, term, SPEC: tl.constexpr, MASKED: tl.constexpr):
+    """A of one term, with its weight."""
+    mix, normaliser, slope_r, weight = term
+    mixed = mixture(zs, zt, row, mix, SPEC, MASKED)
+    both = beside(mixed, normaliser, MASKED)
+    slopes = compare(mixed, both, SPEC, MASKED)
+    slope = slopes[1] if SPEC[OF_ANCHOR] else tl.zeros_like(zs)
+    if SPEC[OF_LEARNS]:
+        if SPEC[OF_FORM] == KL and SPEC[OF_ORDER]:
+            slope += mixed[3] * slopes[2]
+        else:
+            slope += mixed[3] * (slopes[2] - both[1] * slope_r)
+    return tl.where(weight == 0.0, 0.0, weight * slope)
+
+
+@triton.jit
+def _slopes(
+    out,
+    sides,
+    at,
+    V,
+    row,
+    pull,
+    hard,
+    terms,
+    SPECS: tl.constexpr,
+    CROSS: tl.constexpr,
+    MASKED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One block of `write_gradient`; ``hard``: factor, logarithm and label of the cross-entropy.
+
+    ``CROSS``: 0 without cross-entropy; 2 where its softmax is another than the terms'; else 1.
+    """
     columns = at + tl.arange(0, BLOCK)
     zs = logits(sides[0], columns, V, MASKED)
     total = tl.exp2((zs - row[0]) * row[5] - row[2]) * pull
-    if hard is not None:
-        if hard[1] is not None:
+    if CROSS > 0:
+        if CROSS > 1:
             total += tl.exp2((zs - row[0]) * LOG2E - hard[1]) * hard[0]
         total -= tl.where(columns == hard[2], hard[0], 0.0)
     TERMS: tl.constexpr = len(SPECS)
     if TERMS > 0:
         zt = logits(sides[1], columns, V, MASKED)
     for j in tl.static_range(TERMS):
-        SPEC: tl.constexpr = SPECS[j]
-        mix, normaliser, slope_r, weight = terms[j]
-        mixed = mixture(zs, zt, row, mix, SPEC, MASKED)
-        both = beside(mixed, normaliser, MASKED)
-        slopes = compare(mixed, both, SPEC, MASKED)
-        slope = slopes[1] if SPEC[OF_ANCHOR] else tl.zeros_like(zs)
-        if SPEC[OF_LEARNS]:
-            if SPEC[OF_FORM] == KL and SPEC[OF_ORDER]:
-                slope += mixed[3] * slopes[2]
-            else:
-                slope += mixed[3] * (slopes[2] - both[1] * slope_r)
-        total += tl.where(weight == 0.0, 0.0, weight * slope)
+        total += _slope(zs, zt, row, terms[j], SPECS[j], MASKED)
     if MASKED:
         tl.store(out + columns, total.to(out.dtype.element_ty), mask=columns < V)
     else:
@@ -328,9 +349,10 @@ def write_gradient(
         other = teacher + row_of(teacher_rows, token) * teacher_stride
     row, flags = open_row(state, count, token, factor)
     pull = tl.load(state + PULL * count + token)
-    hard = None
-    if labels is not None:
-        plain = tl.load(state + LOG_PLAIN * count + token) if TEMPERED else None
+    CROSS: tl.constexpr = 0 if labels is None else 2 if TEMPERED else 1
+    hard = 0.0, 0.0, 0
+    if CROSS > 0:
+        plain = tl.load(state + LOG_PLAIN * count + token)
         hard = tl.load(state + HARD * count + token), plain, tl.load(labels + token)
     terms = ()
     for j in tl.static_range(TERMS):
@@ -342,6 +364,6 @@ def write_gradient(
     stop = tl.minimum(start + width, V)
     whole = tl.where((flags & MASKED_ROW) != 0, start, stop // BLOCK * BLOCK)
     for at in range(start, whole, BLOCK):
-        _slopes(out, (own, other), at, V, row, pull, hard, terms, SPECS, False, BLOCK)
+        _slopes(out, (own, other), at, V, row, pull, hard, terms, SPECS, CROSS, False, BLOCK)
     for at in range(whole, stop, BLOCK):
-        _slopes(out, (own, other), at, V, row, pull, hard, terms, SPECS, True, BLOCK)
+        _slopes(out, (own, other), at, V, row, pull, hard, terms, SPECS, CROSS, True, BLOCK)

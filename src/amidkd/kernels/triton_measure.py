@@ -5,7 +5,18 @@ import triton
 import triton.language as tl
 
 from amidkd.kernels.triton_forms import INFINITY, LN2, OF_ANCHOR, beside, mixture
-from amidkd.kernels.triton_open import EACH_TERM, NO_STUDENT, NO_TEACHER, OF_TERMS, logits, mix_of, open_row, row_of
+from amidkd.kernels.triton_open import (
+    EACH_TERM,
+    NO_STUDENT,
+    NO_TEACHER,
+    OF_TERMS,
+    fold,
+    logits,
+    mix_of,
+    none,
+    open_row,
+    row_of,
+)
 
 __all__ = ["measure_rows"]
 
@@ -36,7 +47,8 @@ def measure_rows(
     other = teacher + row_of(teacher_rows, token) * teacher_stride
     row, flags = open_row(state, count, token, factor)
     zero = tl.zeros((BLOCK,), dtype=tl.float32)
-    forward, backward, of_p, of_q, of_r, share, only_p, only_q = zero, zero, zero, zero, zero, zero, zero, zero
+    forward, backward, of_p, of_q = none(BLOCK), none(BLOCK), none(BLOCK), none(BLOCK)
+    of_r, share, only_p, only_q = none(BLOCK), none(BLOCK), none(BLOCK), none(BLOCK)
     best_s, best_t = zero - INFINITY, zero - INFINITY
     at_s, at_t = tl.zeros((BLOCK,), dtype=tl.int32), tl.zeros((BLOCK,), dtype=tl.int32)
     if SPEC is not None:
@@ -51,17 +63,17 @@ def measure_rows(
         log_q, log_p = (zs - row[0]) * factor - row[2], (zt - row[1]) * factor - row[3]
         delta = ((zt - zs) - (row[1] - row[0])) * factor - row[4]
         p, q, rise, x, line, near, bend, _ = beside((log_p, -delta, log_q, zero, has_p, has_q), 0.0, True)
-        forward += tl.where(near, bend, tl.maximum(rise - line, 0.0))
-        backward += tl.where(near, rise * x - bend, tl.maximum(q * x - rise, 0.0))
-        only_p += tl.where(has_p & (has_q == 0), 1.0, 0.0)
-        only_q += tl.where(has_q & (has_p == 0), 1.0, 0.0)
-        of_p -= tl.where(has_p, p * log_p, 0.0)
-        of_q -= tl.where(has_q, q * log_q, 0.0)
+        forward += fold(tl.where(near, bend, tl.maximum(rise - line, 0.0)), BLOCK)
+        backward += fold(tl.where(near, rise * x - bend, tl.maximum(q * x - rise, 0.0)), BLOCK)
+        only_p += fold(tl.where(has_p & (has_q == 0), 1.0, 0.0), BLOCK)
+        only_q += fold(tl.where(has_q & (has_p == 0), 1.0, 0.0), BLOCK)
+        of_p -= fold(tl.where(has_p, p * log_p, 0.0), BLOCK)
+        of_q -= fold(tl.where(has_q, q * log_q, 0.0), BLOCK)
         if SPEC is not None:
             mixed = mixture(zs, zt, row, numbers, SPEC, True)
             log_r = tl.where(mixed[5], mixed[2] - normaliser, 0.0)
-            of_r -= tl.where(mixed[5], tl.exp2(log_r) * log_r, 0.0)
-            share += p * mixed[3]
+            of_r -= fold(tl.where(mixed[5], tl.exp2(log_r) * log_r, 0.0), BLOCK)
+            share += fold(p * mixed[3], BLOCK)
     empty = (flags & (NO_STUDENT | NO_TEACHER)) != 0
     out = metrics + token
     tl.store(out, tl.where(empty | (tl.sum(only_p, axis=0) > 0.0), INFINITY, tl.sum(forward, axis=0)))

@@ -13,10 +13,13 @@ from amidkd.kernels.terms import Anchor, Form, Term, series
 from amidkd.maths.divergence.forms import SERIES_RADIUS
 from amidkd.maths.shapes import Setting
 
-__all__ = ["spec_of", "triton_missing", "triton_rows"]
+__all__ = ["spec_of", "triton_missing", "triton_rows", "triton_shape"]
 
 PROGRAMS = 2048
 """Rows of a gradient are shared out until there are as many programs: some for each multiprocessor of any GPU."""
+
+REGISTERS = 128
+"""Of 65,536 a multiprocessor, for programs that take sums; with a limit of its own choice the compiler spills some."""
 
 SERIES = 9
 
@@ -63,7 +66,7 @@ def _launch(block: Block) -> None:
     from amidkd.kernels import triton_kernels as kernels
 
     device, n, V = block.student.device, block.count, block.vocab_size
-    shape = _shape(V)
+    shape, sums = triton_shape(V, sums=False), triton_shape(V, sums=True)
     factor = math.log2(math.e) / block.temperature
     tempered = block.temperature != 1.0
     rows = kernels.OF_TERMS.value + kernels.EACH_TERM.value * len(block.terms)
@@ -106,7 +109,7 @@ def _launch(block: Block) -> None:
             weight / block.temperature,
             number,
             SPEC=spec,
-            **shape,
+            **sums,
         )
     if block.metrics is not None:
         kernels.measure_rows[(n,)](
@@ -122,7 +125,7 @@ def _launch(block: Block) -> None:
             factor,
             0 if block.assistant is None else block.assistant,
             SPEC=None if block.assistant is None else specs[block.assistant],
-            **shape,
+            **sums,
         )
     if block.gradient is not None:
         blocks = -(-V // shape["BLOCK"])
@@ -146,15 +149,21 @@ def _launch(block: Block) -> None:
         )
 
 
-def _shape(vocab_size: int) -> dict[str, Any]:
-    """Columns of a block, and warps of a program: eight logits a thread.
+def triton_shape(vocab_size: int, *, sums: bool) -> dict[str, Any]:
+    """Columns of a block, and warps of a program: four logits a thread where sums fill the registers, else eight.
 
     In the interpreter time goes by the number of operations, so that blocks are large.
+
+    Args:
+        vocab_size: V.
+        sums: Whether it is for the sums of a term or for metrics.
     """
     if _interpreted():
         return {"BLOCK": max(16, _power_of_two(-(-vocab_size // 3)))}
-    block = min(2048, max(256, _power_of_two(vocab_size)))
-    return {"BLOCK": block, "num_warps": block // 256, "enable_fp_fusion": True}
+    block = min(512 if sums else 1024, max(256, _power_of_two(vocab_size)))
+    lanes = 64 if torch.version.hip else 32
+    shape = {"BLOCK": block, "num_warps": max(1, block // (lanes * (4 if sums else 8))), "enable_fp_fusion": True}
+    return shape | {"maxnreg": REGISTERS} if sums and not torch.version.hip else shape
 
 
 def _power_of_two(least: int) -> int:
