@@ -541,11 +541,17 @@ struct Opened {
     double sum;
 };
 
+constexpr int64_t AHEAD = 2048;  // bytes: the processor fetches ahead within a page of 4 KiB and waits at the start of each
+
 // Exponentials less `shift` in one pass over the logits; DIRECT: they are float32, and used where they lie.
 template <int TYPE, bool DIRECT>
 static double open_sweep(const void* data, float factor, float shift, int64_t whole, float* z_out, float* out, vf& lowest) {
     Sum sum;
+    constexpr int64_t SIZE = TYPE == FLOAT32 ? 4 : 2;
+    const char* bytes = static_cast<const char*>(data);
     for (int64_t i = 0; i < whole; ++i) {
+        __builtin_prefetch(bytes + i * W * SIZE + AHEAD);
+        if (W * SIZE > 64) __builtin_prefetch(bytes + i * W * SIZE + AHEAD + 64);
         vf z = TYPE == FLOAT32 ? load(static_cast<const float*>(data) + i * W)
                                : widen(static_cast<const uint16_t*>(data) + i * W, TYPE);
         if (!DIRECT) {
@@ -1372,6 +1378,19 @@ static bool together(const AmidkdCall& call, int64_t number, int64_t token) {
            a.s[token * a.s_step] == b.s[token * b.s_step];
 }
 
+// A token with NaN or +inf among its logits: NaN wherever it is looked at, since a comparison would hide it.
+static void spoil(const AmidkdCall& call, const Row& row, int64_t token) {
+    const float nan = std::numeric_limits<float>::quiet_NaN();
+    call.values[token] = nan;
+    if (call.divergences) call.divergences[token] = nan;
+    if (call.cross_entropies) call.cross_entropies[token] = nan;
+    if (call.metrics)
+        for (int j = 0; j < 7; ++j) call.metrics[j * call.count + token] = nan;
+    if (!call.gradient.data) return;
+    for (int64_t i = 0; i < row.vectors; ++i) store(row.extra + i * W, full(nan));
+    copy_out(row, row.extra, 1.0f, out_of(call, token));
+}
+
 static void token_row(const AmidkdCall& call, Row& row, int64_t token) {
     const bool gradient = call.gradient.data != nullptr;
     const float factor = float(1 / call.temperature), scale = call.scale ? call.scale[token] : 1.0f;
@@ -1381,7 +1400,7 @@ static void token_row(const AmidkdCall& call, Row& row, int64_t token) {
     row.lse_s = student.shift + log_of(student.sum);
     row.inv_s = float(1 / student.sum);
     const bool speechless = student.shift == -INFINITE;  // the student has no token
-    bool empty = speechless;
+    bool empty = speechless, broken = std::isnan(student.sum);
     if (call.term_count) {
         const Opened teacher = open_row(call.teacher, token, factor, row.size, row.buffer_t, row.p, row.masked);
         row.zt = teacher.z;
@@ -1389,10 +1408,14 @@ static void token_row(const AmidkdCall& call, Row& row, int64_t token) {
         row.inv_t = float(1 / teacher.sum);
         row.apart = float((double(teacher.shift) - double(student.shift)) + (std::log(teacher.sum) - std::log(student.sum)));
         empty = empty || teacher.shift == -INFINITE;
-        if (call.metrics) {
-            if (empty) for (int j = 0; j < 7; ++j) call.metrics[j * call.count + token] = INFINITE;
-            else measure(call, row, token);
-        }
+        broken = broken || std::isnan(teacher.sum);
+    }
+    if (broken) return spoil(call, row, token);
+    if (call.term_count && call.metrics) {
+        if (empty)
+            for (int j = 0; j < 7; ++j) call.metrics[j * call.count + token] = INFINITE;
+        else
+            measure(call, row, token);
     }
     const float* base = nullptr;
     float nll = 0;

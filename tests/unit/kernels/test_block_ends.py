@@ -150,3 +150,20 @@ def test_the_same_logits_cost_nothing(kernel):
             kernel(block)
             assert (block.values == 0).all()
             assert block.gradient.abs().max() <= 1e-6
+
+
+@kernels
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("side", ["student", "teacher"])
+@pytest.mark.parametrize("size", [5, 64, 700])
+def test_a_logit_that_is_no_number_is_seen_in_the_value(kernel, side, bad, size):
+    """A diverged model must stop the run: no comparison hides NaN, and it does not reach its neighbours."""
+    for alpha in (-3.0, 0.5, 1.0, 3.0):
+        for name in ("kl", "reverse_kl", "jensen_shannon", "squared_hellinger"):
+            student, teacher = randn(3, size), randn(3, size, seed=1)
+            (student if side == "student" else teacher)[1, size - 2] = bad
+            block = block_of(skewed(name, "teacher||assistant", alpha=alpha, lam=0.3), student, teacher)
+            kernel(block)
+            assert block.values.isfinite().tolist() == [True, False, True], (name, alpha)
+            assert block.values[1].isnan() or bad == torch.inf
+            assert block.gradient[[0, 2]].isfinite().all()
