@@ -14,10 +14,9 @@ import torch
 
 from amidkd.errors import SettingError, SettingWarning
 from amidkd.kernels.block import RowKernel
+from amidkd.kernels.chunked import beyond_row_kernels
 from amidkd.kernels.cpu_rows import cpu_missing, cpu_rows, instructions
-from amidkd.kernels.several import shared_mixture
 from amidkd.kernels.task import Task
-from amidkd.kernels.terms import terms_of
 from amidkd.kernels.torch_rows import torch_rows
 
 __all__ = ["BACKENDS", "Backend", "available", "check_backend", "choose", "describe"]
@@ -76,12 +75,13 @@ def check_backend(backend: Backend, device: str | torch.device) -> None:
         raise SettingError(f"kernels.backend={backend!r} cannot be used: {missing}. Use 'auto' or 'chunked'")
 
 
-def choose(task: Task, backend: Backend) -> tuple[str, RowKernel | None]:
+def choose(task: Task, backend: Backend, *, measured: bool = False) -> tuple[str, RowKernel | None]:
     """The backend of a call and its row kernel; None for ``naive``.
 
     Args:
         task: The call.
         backend: What was asked for.
+        measured: Whether metrics are wanted.
 
     Raises:
         SettingError: An unknown backend, or ``fused`` where it cannot compute this call: why, and what can.
@@ -93,7 +93,7 @@ def choose(task: Task, backend: Backend) -> tuple[str, RowKernel | None]:
     if backend == "chunked":
         return "chunked", torch_rows
     kind = task.device.type
-    missing, refused = _fused_missing(kind), _fused_refuses(task)
+    missing, refused = _fused_missing(kind), _fused_refuses(task, measured=measured)
     if missing is None and refused is None:
         return "fused", _fused(kind)
     if backend == "fused":
@@ -126,17 +126,11 @@ def _fused_missing(kind: str) -> str | None:
     return triton_missing()
 
 
-def _fused_refuses(task: Task) -> str | None:
+def _fused_refuses(task: Task, *, measured: bool) -> str | None:
     """Why the fused kernels cannot compute this call."""
     if task.dtype != torch.float32:
         return f"an input is {str(task.dtype).removeprefix('torch.')}, and it computes in float32"
-    if task.objective is None:
-        return None
-    if terms_of(task.objective) is None:
-        return "the objective has a divergence of your own"
-    if task.several and shared_mixture(task.objective, len(task.teachers)) is None:
-        return "its terms do not mix the several teachers with one alpha and the same weights"
-    return None
+    return beyond_row_kernels(task, measured=measured)
 
 
 @functools.cache

@@ -26,7 +26,7 @@ from amidkd.kernels.truncated import Merged
 from amidkd.maths.objective import AnyObjective, WeightedSum
 from amidkd.signals import Hidden, TopK
 
-__all__ = ["attach", "chunk_tokens", "chunked"]
+__all__ = ["attach", "beyond_row_kernels", "chunk_tokens", "chunked"]
 
 
 MEMORY_MB = {"cpu": 128.0, "other": 1024.0}
@@ -79,16 +79,25 @@ def chunked(
     return walk.values, walk.student if gradient else None
 
 
-def _one_kernel(task: Task, metrics: Metrics | None) -> bool:
-    """Whether the row kernels can compute an objective; otherwise it is left to `general`."""
+def beyond_row_kernels(task: Task, *, measured: bool) -> str | None:
+    """Why no row kernel computes a call, which is then left to `general`; None where they do.
+
+    Args:
+        task: The call.
+        measured: Whether metrics are wanted.
+    """
     if task.objective is None:
-        return True
+        return None
     terms = terms_of(task.objective)
+    if terms is None:
+        return "the objective has a divergence of your own"
     if not terms:
-        return False
-    if metrics is not None and _assistant(task.objective) == -1:
-        return False
-    return not task.several or shared_mixture(task.objective, len(task.teachers)) is not None
+        return "every term of the objective has weight 0"
+    if measured and _assistant(task.objective) == -1:
+        return "metrics are wanted of an assistant whose terms have weight 0"
+    if task.several and shared_mixture(task.objective, len(task.teachers)) is None:
+        return "the terms do not mix the several teachers with one alpha and the same weights"
+    return None
 
 
 def _assistant(objective: AnyObjective) -> int | None:
@@ -121,7 +130,7 @@ class _Walk:
         self.divisor = divisor
         self.gradient = gradient
         self.kernel = kernel
-        self.general = not _one_kernel(task, metrics)
+        self.general = beyond_row_kernels(task, measured=metrics is not None) is not None
         self.step = chunk_tokens(memory_mb=memory_mb, token_bytes=self._token_bytes(), count=task.count)
         self.values = torch.empty(task.count, dtype=task.dtype, device=task.device)
         self.student = StudentSide(

@@ -119,7 +119,7 @@ def distillation_loss(
     )
     unmasked = torch.tensor(task.tokens) if mask is None else mask.bool().sum()
     check_denominator(denominator, unmasked)
-    chosen, kernel = choose(task, backend)
+    chosen, kernel = choose(task, backend, measured=metrics)
     measured = Metrics() if metrics else None
     divisor = None
     if reduction == "mean":
