@@ -33,7 +33,8 @@ def test_distill_leaves_a_whole_run_folder(run_tree) -> None:
     record = folder.record()
     # A student from random weights is warmed up without being asked.
     assert list(record["stages"]) == ["answers", "warm_start", "distill"]
-    assert record["stages"]["distill"] | {"steps": 12, "backend": "chunked"} == record["stages"]["distill"]
+    assert record["stages"]["distill"]["steps"] == 12
+    assert record["stages"]["distill"]["backend"] in ("fused", "chunked")
     assert record["stages"]["distill"]["tokens"] == lines[-1]["tokens"]
     assert record["data"] == {"labelled": 11, "answered by the teacher": 11}
     assert record["models"]["student"]["parameters"] < record["models"]["teacher"]["parameters"]
