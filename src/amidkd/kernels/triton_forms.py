@@ -2,8 +2,8 @@
 # ruff: noqa: RET505 (of two branches chosen at compile time, each returns)
 """Mixture and divergences of a block of logits, for the Triton kernels. The formulas are those of `amidkd.maths`.
 
-Logarithms are to base 2, so that a logit costs one multiplication. What a function is compiled for is in ``SPEC``, the
-tuple of `amidkd.kernels.triton_rows.spec_of`, and ``MASKED``: whether a token may be masked.
+Logarithms are to base 2, so that a logit costs one multiplication. What a function is compiled for: the numbers that
+begin at ``AT`` in ``SPEC`` (`amidkd.kernels.triton_rows.spec_of`), and ``MASKED``, whether a token may be masked.
 """
 
 import triton
@@ -18,14 +18,17 @@ __all__ = [
     "KL",
     "LN2",
     "LOG2E",
+    "OF_A",
     "OF_ANCHOR",
+    "OF_B",
     "OF_FORM",
     "OF_KIND",
     "OF_LEARNS",
     "OF_ORDER",
-    "OF_POWERS",
     "POWER",
     "PURE",
+    "SERIES",
+    "SPECS",
     "beside",
     "compare",
     "log2_of_1_and",
@@ -37,12 +40,17 @@ OF_ANCHOR = tl.constexpr(1)
 OF_ORDER = tl.constexpr(2)
 OF_KIND = tl.constexpr(3)
 OF_LEARNS = tl.constexpr(4)
-OF_POWERS = tl.constexpr(5)
-OF_SERIES = tl.constexpr(6)
-OF_PTX = tl.constexpr(7)
-"""What is where in ``SPEC``: the form; whether the anchor k is the student; whether it comes first; the assistant's
-kind; whether it depends on the student; A and B; the series of `Form.POWER` and up to which |x| it is used; whether the
-approximate instructions of an NVIDIA GPU can be named (elsewhere logarithm and division may take many)."""
+OF_PTX = tl.constexpr(5)
+OF_A = tl.constexpr(6)
+OF_B = tl.constexpr(7)
+OF_RADIUS = tl.constexpr(8)
+OF_SERIES = tl.constexpr(9)
+SERIES = tl.constexpr(9)
+SPECS = tl.constexpr(18)
+"""Where the numbers of a term are, ``SPECS`` in all: the form; whether the anchor k is the student; whether it comes
+first; the assistant's kind; whether it depends on the student; whether the approximate instructions of an NVIDIA GPU
+can be named (elsewhere logarithm and division may take many); of `Form.POWER` alone A, B, up to which |x| its series is
+used, and the ``SERIES`` coefficients of that."""
 
 PURE = tl.constexpr(0)
 GEOMETRIC = tl.constexpr(1)
@@ -115,7 +123,7 @@ def log2_of_1_and(change):
 
 
 @triton.jit
-def mixture(zs, zt, row, mix, SPEC: tl.constexpr, MASKED: tl.constexpr):
+def mixture(zs, zt, row, mix, SPEC: tl.constexpr, AT: tl.constexpr, MASKED: tl.constexpr):
     """The assistant before it is normalised, beside its anchor k.
 
     Args:
@@ -126,14 +134,15 @@ def mixture(zs, zt, row, mix, SPEC: tl.constexpr, MASKED: tl.constexpr):
         mix: s, 1/s, λ, 1 − λ, slope of log(m/k) in log(p/q) where it is linear, log₂ of what m is of p, and of q, where
             the other one is masked (−inf: nothing), and 1, or 0 where m is a source itself.
         SPEC: See above.
+        AT: See above.
         MASKED: See above.
 
     Returns:
         log₂ k, log₂(m/k) (0 where one of them is not), log₂ m, ω, whether k lives, and whether m does. Without
         ``MASKED`` the last two are of no use.
     """
-    STUDENT: tl.constexpr = SPEC[OF_ANCHOR]
-    KIND: tl.constexpr = SPEC[OF_KIND]
+    STUDENT: tl.constexpr = SPEC[AT + OF_ANCHOR]
+    KIND: tl.constexpr = SPEC[AT + OF_KIND]
     top_s, top_t, log_s, log_t, apart, factor = row
     s, inverse, lam, rest, slope, level_p, level_q, _ = mix
     # Differences of logits come first: they are exact where it matters, however large the logits are.
@@ -156,8 +165,8 @@ def mixture(zs, zt, row, mix, SPEC: tl.constexpr, MASKED: tl.constexpr):
         e = tl.exp2(-size)
         weight = tl.where(by_q, lam, rest)
         t = weight * e + tl.where(by_q, rest, lam)
-        core = _log_of(weight * _power_less_one(size, e), t, SPEC[OF_PTX]) * inverse
-        omega = tl.where(by_q, rest, rest * e) * _reciprocal(t, SPEC[OF_PTX])
+        core = _log_of(weight * _power_less_one(size, e), t, SPEC[AT + OF_PTX]) * inverse
+        omega = tl.where(by_q, rest, rest * e) * _reciprocal(t, SPEC[AT + OF_PTX])
         if KIND == EACH:
             ratio = core + tl.where(by_q, slope, 1.0 if STUDENT else 0.0) * delta
         elif STUDENT:
@@ -212,8 +221,10 @@ def _difference(start, log_to, x):
 
 
 @triton.jit
-def _power(a, log_a, log_b, x, rise, A: tl.constexpr, B: tl.constexpr, SERIES: tl.constexpr):
+def _power(a, log_a, log_b, x, rise, SPEC: tl.constexpr, AT: tl.constexpr):
     """A power divergence's part, its slopes, and whether it passes float32's range; as `maths.divergence.forms`."""
+    A: tl.constexpr = SPEC[AT + OF_A]
+    B: tl.constexpr = SPEC[AT + OF_B]
     C: tl.constexpr = A + B
     if A == 0.0:
         return 0.5 * x * x, -x, x, x != x
@@ -231,10 +242,10 @@ def _power(a, log_a, log_b, x, rise, A: tl.constexpr, B: tl.constexpr, SERIES: t
             grown_b = rise_b * (1.0 / B)
         grown_c = power * x if C == 0.0 else rise_c * (1.0 / C)
         far = tl.maximum((grown_c - grown_b) * (1.0 / A), 0.0)
-        total = tl.zeros_like(x) + SERIES[8]
-        for n in tl.static_range(8):
-            total = total * x + SERIES[7 - n]
-        value = tl.where(tl.abs(x) <= SERIES[9], power * (x * x * total), far)
+        total = tl.zeros_like(x)
+        for n in tl.static_range(SERIES):
+            total = total * x + SPEC[AT + OF_SERIES + SERIES - 1 - n]
+        value = tl.where(tl.abs(x) <= SPEC[AT + OF_RADIUS], power * (x * x * total), far)
         beyond = tl.maximum(tl.maximum(C * log_a, C * log_b), crossed) > LARGEST_EXPONENT
         return value, -grown_b, (rise_c - rise_b) * (1.0 / A), beyond
 
@@ -247,7 +258,7 @@ def _alone(mass, log_mass, FORM: tl.constexpr, OWN: tl.constexpr, OTHER: tl.cons
         return 0.5 * mass, 0.5 * mass, True
     elif FORM == JENSEN_SHANNON:
         return 0.5 * LN2 * mass, 0.5 * LN2 * mass, True
-    elif FORM == JEFFREYS or min(OTHER, C) <= 0.0:
+    elif FORM == JEFFREYS or (OTHER <= 0.0 or C <= 0.0):
         return mass, mass, False
     else:
         power = mass if C == 1.0 else tl.exp2(C * log_mass)
@@ -255,19 +266,20 @@ def _alone(mass, log_mass, FORM: tl.constexpr, OWN: tl.constexpr, OTHER: tl.cons
 
 
 @triton.jit
-def compare(mixed, at, SPEC: tl.constexpr, MASKED: tl.constexpr):
+def compare(mixed, at, SPEC: tl.constexpr, AT: tl.constexpr, MASKED: tl.constexpr):
     """D's part of each token, its slopes to log k and to log r, and whether it is infinite.
 
     Args:
         mixed: What `mixture` returned.
         at: What `beside` did.
         SPEC: See above.
+        AT: See above.
         MASKED: See above.
     """
-    FORM: tl.constexpr = SPEC[OF_FORM]
-    FIRST: tl.constexpr = SPEC[OF_ORDER]
-    A: tl.constexpr = SPEC[OF_POWERS][0]
-    B: tl.constexpr = SPEC[OF_POWERS][1]
+    FORM: tl.constexpr = SPEC[AT + OF_FORM]
+    FIRST: tl.constexpr = SPEC[AT + OF_ORDER]
+    A: tl.constexpr = SPEC[AT + OF_A]
+    B: tl.constexpr = SPEC[AT + OF_B]
     k, r, rise, x, line, near, bend, log_r = at
     log_k, has_k, live = mixed[0], mixed[4], mixed[5]
     infinite = x != x
@@ -288,7 +300,7 @@ def compare(mixed, at, SPEC: tl.constexpr, MASKED: tl.constexpr):
     elif FORM == JENSEN_SHANNON:
         size = tl.abs(x) * LOG2E
         e = tl.exp2(-size)
-        middle = _log_of(0.5 * _power_less_one(size, e), 0.5 * e + 0.5, SPEC[OF_PTX]) * LN2
+        middle = _log_of(0.5 * _power_less_one(size, e), 0.5 * e + 0.5, SPEC[AT + OF_PTX]) * LN2
         from_k, from_r = tl.where(x <= 0.0, middle, x + middle), tl.where(x <= 0.0, middle - x, middle)
         to_k, to_r = -0.5 * k * from_k, -0.5 * r * from_r
         close = -(to_k * from_k * _curvature(from_k) + to_r * from_r * _curvature(from_r))
@@ -298,9 +310,9 @@ def compare(mixed, at, SPEC: tl.constexpr, MASKED: tl.constexpr):
         if MASKED:
             log_a, log_b = tl.where(has_k & live, log_a, 0.0), tl.where(has_k & live, log_b, 0.0)
         if FIRST:
-            value, to_k, to_r, infinite = _power(a, log_a, log_b, x, rise, A, B, SPEC[OF_SERIES])
+            value, to_k, to_r, infinite = _power(a, log_a, log_b, x, rise, SPEC, AT)
         else:
-            value, to_r, to_k, infinite = _power(a, log_a, log_b, -x, -rise, A, B, SPEC[OF_SERIES])
+            value, to_r, to_k, infinite = _power(a, log_a, log_b, -x, -rise, SPEC, AT)
     if MASKED:
         both, only_k, only_r = has_k & live, has_k & (live == 0), live & (has_k == 0)
         value_k, slope_k, FINITE_K = _alone(k, log_k, FORM, A if FIRST else B, B if FIRST else A)

@@ -19,13 +19,15 @@ from amidkd.kernels.triton_forms import (
     KL,
     LN2,
     LOG2E,
+    OF_A,
     OF_ANCHOR,
+    OF_B,
     OF_FORM,
     OF_KIND,
     OF_LEARNS,
     OF_ORDER,
-    OF_POWERS,
     PURE,
+    SPECS,
     beside,
     compare,
     log2_of_1_and,
@@ -77,7 +79,7 @@ def _mixed(sides, at, V, row, mix, SPEC: tl.constexpr, MASKED: tl.constexpr, BLO
     """`mixture` of one block."""
     columns = at + tl.arange(0, BLOCK)
     zs, zt = logits(sides[0], columns, V, MASKED), logits(sides[1], columns, V, MASKED)
-    return mixture(zs, zt, row, mix, SPEC, MASKED)
+    return mixture(zs, zt, row, mix, SPEC, 0, MASKED)
 
 
 @triton.jit
@@ -124,11 +126,12 @@ def _summed(found, sides, at, V, row, mix, normaliser, SPEC: tl.constexpr, MASKE
     STUDENT: tl.constexpr = SPEC[OF_ANCHOR]
     FIRST: tl.constexpr = SPEC[OF_ORDER]
     LEARNS: tl.constexpr = SPEC[OF_LEARNS]
-    POWERS: tl.constexpr = SPEC[OF_POWERS]
+    A: tl.constexpr = SPEC[OF_A]
+    B: tl.constexpr = SPEC[OF_B]
     change, mass, values, first, second, third, fourth, bad = found
     mixed = _mixed(sides, at, V, row, mix, SPEC, MASKED, BLOCK)
     both = beside(mixed, normaliser, MASKED)
-    value, to_k, to_r, infinite = compare(mixed, both, SPEC, MASKED)
+    value, to_k, to_r, infinite = compare(mixed, both, SPEC, 0, MASKED)
     omega, k, r, rise = mixed[3], both[0], both[1], both[2]
     values += fold(value, BLOCK)
     if FORM == KL:
@@ -148,7 +151,7 @@ def _summed(found, sides, at, V, row, mix, normaliser, SPEC: tl.constexpr, MASKE
             slope += omega * to_r
             third += fold(omega * r, BLOCK)
         second += fold(slope, BLOCK)
-    if MASKED or min(POWERS[0], POWERS[1], POWERS[0] + POWERS[1]) < 0.0:
+    if MASKED or (A < 0.0 or (B < 0.0 or A + B < 0.0)):
         bad += fold(tl.where(infinite, 1.0, 0.0), BLOCK)
     return change, mass, values, first, second, third, fourth, bad
 
@@ -265,15 +268,15 @@ def term_sums(
 
 
 @triton.jit
-def _slope(zs, zt, row, term, SPEC: tl.constexpr, MASKED: tl.constexpr):
+def _slope(zs, zt, row, term, SPEC: tl.constexpr, AT: tl.constexpr, MASKED: tl.constexpr):
     """A of one term, with its weight."""
     mix, normaliser, slope_r, weight = term
-    mixed = mixture(zs, zt, row, mix, SPEC, MASKED)
+    mixed = mixture(zs, zt, row, mix, SPEC, AT, MASKED)
     both = beside(mixed, normaliser, MASKED)
-    slopes = compare(mixed, both, SPEC, MASKED)
-    slope = slopes[1] if SPEC[OF_ANCHOR] else tl.zeros_like(zs)
-    if SPEC[OF_LEARNS]:
-        if SPEC[OF_FORM] == KL and SPEC[OF_ORDER]:
+    slopes = compare(mixed, both, SPEC, AT, MASKED)
+    slope = slopes[1] if SPEC[AT + OF_ANCHOR] else tl.zeros_like(zs)
+    if SPEC[AT + OF_LEARNS]:
+        if SPEC[AT + OF_FORM] == KL and SPEC[AT + OF_ORDER]:
             slope += mixed[3] * slopes[2]
         else:
             slope += mixed[3] * (slopes[2] - both[1] * slope_r)
@@ -290,7 +293,7 @@ def _slopes(
     pull,
     hard,
     terms,
-    SPECS: tl.constexpr,
+    SPEC: tl.constexpr,
     CROSS: tl.constexpr,
     MASKED: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -306,11 +309,11 @@ def _slopes(
         if CROSS > 1:
             total += tl.exp2((zs - row[0]) * LOG2E - hard[1]) * hard[0]
         total -= tl.where(columns == hard[2], hard[0], 0.0)
-    TERMS: tl.constexpr = len(SPECS)
+    TERMS: tl.constexpr = len(SPEC) // SPECS
     if TERMS > 0:
         zt = logits(sides[1], columns, V, MASKED)
     for j in tl.static_range(TERMS):
-        total += _slope(zs, zt, row, terms[j], SPECS[j], MASKED)
+        total += _slope(zs, zt, row, terms[j], SPEC, j * SPECS, MASKED)
     if MASKED:
         tl.store(out + columns, total.to(out.dtype.element_ty), mask=columns < V)
     else:
@@ -335,7 +338,7 @@ def write_gradient(
     V,
     width,
     factor,
-    SPECS: tl.constexpr,
+    SPEC: tl.constexpr,
     TEMPERED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -343,7 +346,7 @@ def write_gradient(
     token = tl.program_id(0)
     at_student = row_of(student_rows, token)
     own, out = student + at_student * student_stride, gradient + at_student * gradient_stride
-    TERMS: tl.constexpr = len(SPECS)
+    TERMS: tl.constexpr = len(SPEC) // SPECS
     other = own
     if TERMS > 0:
         other = teacher + row_of(teacher_rows, token) * teacher_stride
@@ -357,13 +360,13 @@ def write_gradient(
     terms = ()
     for j in tl.static_range(TERMS):
         of_term = state + (OF_TERMS + EACH_TERM * j) * count + token
-        numbers = mix_of(mix, j, mix_count, token, flags, SPECS[j][OF_ANCHOR])
+        numbers = mix_of(mix, j, mix_count, token, flags, SPEC[j * SPECS + OF_ANCHOR])
         term = numbers, tl.load(of_term), tl.load(of_term + count), tl.load(of_term + 2 * count)
         terms = terms + (term,)  # noqa: RUF005 (triton has no other way)
     start = tl.program_id(1) * width
     stop = tl.minimum(start + width, V)
     whole = tl.where((flags & MASKED_ROW) != 0, start, stop // BLOCK * BLOCK)
     for at in range(start, whole, BLOCK):
-        _slopes(out, (own, other), at, V, row, pull, hard, terms, SPECS, CROSS, False, BLOCK)
+        _slopes(out, (own, other), at, V, row, pull, hard, terms, SPEC, CROSS, False, BLOCK)
     for at in range(whole, stop, BLOCK):
-        _slopes(out, (own, other), at, V, row, pull, hard, terms, SPECS, CROSS, True, BLOCK)
+        _slopes(out, (own, other), at, V, row, pull, hard, terms, SPEC, CROSS, True, BLOCK)

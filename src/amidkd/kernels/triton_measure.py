@@ -70,7 +70,7 @@ def measure_rows(
         of_p -= fold(tl.where(has_p, p * log_p, 0.0), BLOCK)
         of_q -= fold(tl.where(has_q, q * log_q, 0.0), BLOCK)
         if SPEC is not None:
-            mixed = mixture(zs, zt, row, numbers, SPEC, True)
+            mixed = mixture(zs, zt, row, numbers, SPEC, 0, True)
             log_r = tl.where(mixed[5], mixed[2] - normaliser, 0.0)
             of_r -= fold(tl.where(mixed[5], tl.exp2(log_r) * log_r, 0.0), BLOCK)
             share += fold(p * mixed[3], BLOCK)

@@ -21,8 +21,6 @@ PROGRAMS = 2048
 REGISTERS = 128
 """Of 65,536 a multiprocessor, for programs that take sums; with a limit of its own choice the compiler spills some."""
 
-SERIES = 9
-
 
 def triton_missing() -> str | None:
     """Why triton cannot be used here, or None: it is not installed, cannot be loaded, or there is no GPU for it."""
@@ -143,7 +141,7 @@ def _launch(block: Block) -> None:
             V,
             each * shape["BLOCK"],
             factor,
-            SPECS=specs,
+            SPEC=tuple(number for spec in specs for number in spec),
             TEMPERED=tempered,
             **shape,
         )
@@ -179,20 +177,22 @@ def spec_of(term: Term) -> tuple[Any, ...]:
     if not isinstance(term.s, Tensor) and not isinstance(term.lam, Tensor):
         kind = forms.PURE if term.lam in (0.0, 1.0) else forms.GEOMETRIC if term.s == 0.0 else forms.POWER
         learns = learns and term.lam != 1.0
-    coefficients: tuple[float, ...] = ()
+    radius, coefficients = 0.0, [0.0] * forms.SERIES.value
     if term.form == Form.POWER:
         steepest = max(abs(term.a + term.b), abs(term.b))
         radius = SERIES_RADIUS / steepest if steepest else math.inf
-        coefficients = (*series(term.a, term.b, SERIES), radius)
+        coefficients = series(term.a, term.b, len(coefficients))
     return (
         int(term.form),
         term.anchor == Anchor.STUDENT,
         term.anchor_first,
         kind.value,
         learns,
-        (float(term.a), float(term.b)),
-        coefficients,
         torch.version.hip is None and not _interpreted(),
+        float(term.a),
+        float(term.b),
+        radius,
+        *coefficients,
     )
 
 

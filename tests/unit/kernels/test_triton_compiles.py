@@ -92,7 +92,7 @@ def sums_and_gradient(tmp_path, terms, dtype, **kinds):
     specs = tuple(spec_of(one) for one in terms)
     for spec in specs:
         yield compiled(tmp_path, kernels.term_sums, dtype, {"SPEC": spec}, **kinds)
-    constants = {"SPECS": specs, "TEMPERED": dtype == "fp32"} | ({"labels": None} if dtype == "bf16" else {})
+    constants = {"SPEC": sum(specs, ()), "TEMPERED": dtype == "fp32"} | ({"labels": None} if dtype == "bf16" else {})
     yield compiled(tmp_path, kernels.write_gradient, dtype, constants, **kinds)
 
 
@@ -144,7 +144,7 @@ def test_the_first_sweep_and_the_metrics(tmp_path, dtype, tempered):
 def test_no_terms(tmp_path):
     from amidkd.kernels import triton_kernels as kernels
 
-    check(compiled(tmp_path, kernels.write_gradient, "bf16", {"SPECS": (), "TEMPERED": False, "teacher": None}))
+    check(compiled(tmp_path, kernels.write_gradient, "bf16", {"SPEC": (), "TEMPERED": False, "teacher": None}))
 
 
 def _column(value):
