@@ -175,7 +175,7 @@ def _sums(sides, V, row, flags, mix, normaliser, SPEC: tl.constexpr, BLOCK: tl.c
     return change, mass, values, first, second, third, tl.sum(found[6], axis=0), tl.sum(found[7], axis=0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count", "number"])
 def term_sums(
     student,
     student_rows,
@@ -320,7 +320,7 @@ def _slopes(
         tl.store(out + columns, total.to(out.dtype.element_ty))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count", "share"])
 def write_gradient(
     student,
     student_rows,
@@ -336,13 +336,13 @@ def write_gradient(
     state,
     count,
     V,
-    width,
+    share,
     factor,
     SPEC: tl.constexpr,
     TEMPERED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """dL/dz. The second axis of the grid shares a row out, ``width`` columns each."""
+    """dL/dz. The second axis of the grid shares a row out, ``share`` blocks each."""
     token = tl.program_id(0)
     at_student = row_of(student_rows, token)
     own, out = student + at_student * student_stride, gradient + at_student * gradient_stride
@@ -363,8 +363,8 @@ def write_gradient(
         numbers = mix_of(mix, j, mix_count, token, flags, SPEC[j * SPECS + OF_ANCHOR])
         term = numbers, tl.load(of_term), tl.load(of_term + count), tl.load(of_term + 2 * count)
         terms = terms + (term,)  # noqa: RUF005 (triton has no other way)
-    start = tl.program_id(1) * width
-    stop = tl.minimum(start + width, V)
+    start = tl.program_id(1) * share * BLOCK
+    stop = tl.minimum(start + share * BLOCK, V)
     whole = tl.where((flags & MASKED_ROW) != 0, start, stop // BLOCK * BLOCK)
     for at in range(start, whole, BLOCK):
         _slopes(out, (own, other), at, V, row, pull, hard, terms, SPEC, CROSS, False, BLOCK)

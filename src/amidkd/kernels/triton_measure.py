@@ -21,7 +21,7 @@ from amidkd.kernels.triton_open import (
 __all__ = ["measure_rows"]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count", "number"])
 def measure_rows(
     student,
     student_rows,

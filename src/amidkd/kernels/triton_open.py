@@ -167,7 +167,7 @@ def _first_top(base, V, BLOCK: tl.constexpr):
     return tl.where(top == -INFINITY, 0.0, top)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def log_sums(
     student,
     student_rows,

@@ -69,8 +69,6 @@ def _launch(block: Block) -> None:
     tempered = block.temperature != 1.0
     rows = kernels.OF_TERMS.value + kernels.EACH_TERM.value * len(block.terms)
     state = torch.empty((rows, n), dtype=torch.float32, device=device)
-    mix = _mixes(block.terms, device)
-    specs = tuple(spec_of(term) for term in block.terms)
     student = (block.student, block.student_rows, block.student.stride(0))
     teacher = (None, None, 0) if block.teacher is None else (block.teacher, block.teacher_rows, block.teacher.stride(0))
     kernels.log_sums[(n,)](
@@ -89,6 +87,8 @@ def _launch(block: Block) -> None:
         TEMPERED=tempered,
         **shape,
     )
+    mix = _mixes(block.terms, device)
+    specs = tuple(spec_of(term) for term in block.terms)
     for number, (term, spec) in enumerate(zip(block.terms, specs, strict=True)):
         weight = term.weight * term.factor
         kernels.term_sums[(n,)](
@@ -139,7 +139,7 @@ def _launch(block: Block) -> None:
             state,
             n,
             V,
-            each * shape["BLOCK"],
+            each,
             factor,
             SPEC=tuple(number for spec in specs for number in spec),
             TEMPERED=tempered,

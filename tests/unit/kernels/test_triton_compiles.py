@@ -58,7 +58,7 @@ def compiled(tmp_path, kernel, dtype, constants, *, each=False, indexed=False):
         "student_rows": "*i64" if indexed else None,
         "teacher_rows": "*i64" if indexed else None,
     }
-    whole = ("count", "V", "width", "number", "student_stride", "teacher_stride", "gradient_stride", "metrics_stride")
+    whole = ("count", "V", "share", "number", "student_stride", "teacher_stride", "gradient_stride", "metrics_stride")
     types |= dict.fromkeys(whole, "i32")
     shape = triton_shape(VOCABULARY, sums=kernel.__name__ in ("term_sums", "measure_rows"))
     constants = constants | {"BLOCK": shape.pop("BLOCK")}
@@ -70,7 +70,7 @@ def compiled(tmp_path, kernel, dtype, constants, *, each=False, indexed=False):
             fixed[(place,)] = constants.get(name, 1 if name == "mix_count" else None)
             continue
         signature[name] = kind
-        if kind.startswith("*") or name in whole[1:3] or name.endswith("stride"):
+        if kind.startswith("*") or name == "V" or name.endswith("stride"):
             attributes[(place,)] = [["tt.divisibility", 16]]
     source = triton.compiler.ASTSource(kernel, signature, fixed, attributes)
     target = triton.backends.compiler.GPUTarget("cuda", 90, 32)
