@@ -324,6 +324,9 @@ AMIDKD_INLINE vf reciprocal(vf x) {  // of normal numbers
     const vf guess = {(rf)_mm512_rcp14_ps((__m512)x.a), (rf)_mm512_rcp14_ps((__m512)x.b)};
     return guess * (2.0f - x * guess);
 }
+AMIDKD_INLINE vf deeper(vf x, vf y) {  // the lower one, if any is negative: by the pipes that arithmetic leaves free
+    return {(rf)_mm512_max_epu32((__m512i)x.a, (__m512i)y.a), (rf)_mm512_max_epu32((__m512i)x.b, (__m512i)y.b)};
+}
 constexpr bool STREAMS = true;
 AMIDKD_INLINE void stream(float* p, vf v) {
     _mm512_stream_ps(p, (__m512)v.a);
@@ -343,7 +346,7 @@ AMIDKD_INLINE void exponential_of(vf y, vf& ex, vf& em1) {
     const vf f = y - (shifted - 12582912.0f);
     const vf g = ((f * 1.3550808034779038e-05f + 0.0009384123841300607f) * f + 0.043321698904037476f) * f;
     const vi root = looked_up(table, shifted);
-    const vf scale = floats(root + ((bits(shifted) >> 4) << 23));
+    const vf scale = floats(root + ((bits(shifted) & ~15) << 19));
     const vf grown = scale * g;
     ex = grown + scale;
     em1 = grown + (scale - 1.0f);
@@ -351,6 +354,7 @@ AMIDKD_INLINE void exponential_of(vf y, vf& ex, vf& em1) {
 #else
 AMIDKD_INLINE vf larger(vf a, vf b) { return pick(a > b, a, b); }
 AMIDKD_INLINE vf smaller(vf a, vf b) { return pick(a < b, a, b); }
+AMIDKD_INLINE vf deeper(vf x, vf y) { return smaller(x, y); }
 AMIDKD_INLINE vf square_root(vf x) {
     for (int i = 0; i < HALF; ++i) {
         x.a[i] = std::sqrt(x.a[i]);
@@ -558,7 +562,7 @@ static double open_sweep(const void* data, float factor, float shift, int64_t wh
             z = z * factor;
             store(z_out + i * W, z);
         }
-        lowest = smaller(z, lowest);
+        lowest = deeper(z, lowest);
         vf e, em1;
         exponential_of(smaller(full(88.0f * UNIT), larger(full(-87.0f * UNIT), z * UNIT - shift * UNIT)), e, em1);
         sum.run += e;
@@ -592,7 +596,7 @@ static Opened open_row(const AmidkdMatrix& m, int64_t token, float factor, int64
             if (shift == -INFINITE) return {z_out, shift, 0.0};
             return {z_out, shift, exponentials(z_out, shift, (size + W - 1) / W, out)};
         }
-        vf lowest = full(INFINITE);
+        vf lowest{};
         double sum = m.dtype == FLOAT32    ? open_as<FLOAT32>(data, direct, factor, shift, whole, z_out, out, lowest)
                      : m.dtype == BFLOAT16 ? open_as<BFLOAT16>(data, direct, factor, shift, whole, z_out, out, lowest)
                                            : open_as<FLOAT16>(data, direct, factor, shift, whole, z_out, out, lowest);
@@ -955,7 +959,8 @@ AMIDKD_INLINE Bend bend(vf k, vf m, vf ratio, vi close) {
 // KL(p||r), KL(q||r) or both, weighted, in one sweep, before log Z = l is known:
 //   D = sum k phi(M) - phi(l)
 //   A = omega (r - k) [- k (M - l) where k = q],  r - k = e^-l (m - k) + (e^-l - 1) k
-// `core` gets omega (m - k), `omega` omega k, weighted and summed where there are both; `third` gets q log(m/q).
+// `core` gets omega (m - k), `omega` omega k, over 1 - lambda, weighted and summed where there are both; `third` gets
+// q log(m/q).
 template <int ROOT, bool GEOMETRIC, bool OF_P, bool OF_Q, bool MASKED>
 static __attribute__((noinline)) void kl_sweep(const Row& shared, const Mix& settings, float weight_p, float weight_q, int64_t from,
                                                int64_t to, KLSums& all) {
@@ -968,7 +973,7 @@ static __attribute__((noinline)) void kl_sweep(const Row& shared, const Mix& set
         vf core, omega, t = full(1.0f);
         if (GEOMETRIC) {
             core = x.delta * mix.level;
-            omega = full(mix.rest);
+            omega = full(1.0f);
         } else {
             vf e, em1;
             exponential_low(magnitude(x.delta) * mix.steepness, e, em1);
@@ -976,14 +981,14 @@ static __attribute__((noinline)) void kl_sweep(const Row& shared, const Mix& set
             const vf other = pick(x.by_q, full(mix.rest), full(mix.lam));
             t = other + weight * e;
             core = logarithm(weight * em1, t) * mix.inverse;
-            omega = pick(x.by_q, full(mix.rest), mix.rest * e) * reciprocal(t);
+            omega = pick(x.by_q, full(1.0f), e) * reciprocal(t);
         }
         vi live;
         if (MASKED) {
             live = support(x, mix);
             core = pick(x.both, core, pick(x.has_q, full(mix.only_q), full(mix.only_p)));
             core = keep(live, core);
-            omega = keep(live & x.has_q, pick(x.both, omega, full(1.0f)));
+            omega = keep(live & x.has_q, pick(x.both, omega, full(1.0f / mix.rest)));
             if (OF_P) sums.infinite |= x.has_p & ~live;
             if (OF_Q) sums.infinite |= x.has_q & ~live;
         }
@@ -1326,7 +1331,8 @@ static bool kl_terms(const AmidkdCall& call, const Row& row, const AmidkdTerm* o
     value = float(weight_p * (in_p > 0 ? in_p : 0) + weight_q * (in_q > 0 ? in_q : 0));
     if (!out) return true;
     // Where there are both, the sweep has weighted the first two parts.
-    const double temper = 1 / call.temperature, weight = of_p && of_q ? temper : (weight_p + weight_q) * temper;
+    const double temper = 1 / call.temperature;
+    const double weight = (of_p && of_q ? 1 : weight_p + weight_q) * temper * mix.rest;
     const double third = weight_q * temper;
     const double all = weight * (down * in_all(sums.first) + less * in_all(sums.second)) - third * (in_all(sums.third) - l);
     finish_row(row, base, {float(weight * down), float(weight * less), float(-third), float(third * l - all) * row.inv_s}, scale, *out);
