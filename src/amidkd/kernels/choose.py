@@ -54,14 +54,11 @@ def describe(backend: Backend = "auto", device: str | torch.device = "cpu") -> s
     kind = torch.device(device).type
     missing = _fused_missing(kind)
     if backend == "auto":
-        if missing is None:
-            return describe("fused", device)
-        return f"{describe('chunked', device)}; no fused kernel: {missing}"
+        backend = "fused" if missing is None else "chunked"
     if backend == "fused" and missing is None:
         return f"fused (C++, {instructions()})" if kind == "cpu" else "fused (Triton)"
-    return {"naive": "naive (full logits)", "chunked": "chunked (torch)"}.get(
-        backend, f"fused, which is missing: {missing}"
-    )
+    words = {"naive": "naive (full logits)", "chunked": "chunked (torch)"}
+    return words.get(backend, f"fused, which is missing: {missing}")
 
 
 def check_backend(backend: Backend, device: str | torch.device) -> None:
