@@ -29,6 +29,7 @@ __all__ = [
     "PURE",
     "SERIES",
     "SPECS",
+    "apart",
     "beside",
     "compare",
     "log2_of_1_and",
@@ -73,6 +74,8 @@ CLOSE_POWER = tl.constexpr(0.5)
 """Where x is below, 2^−x − 1 is one."""
 CLOSE_TO_ONE = tl.constexpr(-0.25)
 """Where y is above, log(1 + y) is one."""
+LARGE = tl.constexpr(1e38)
+"""Logarithms are at most this large: the lowest finite logit, times log₂e, would be infinite."""
 LARGEST_EXPONENT = tl.constexpr(99.14633)
 """log₂ of the largest float, less ``HEADROOM`` of `amidkd.maths.divergence.forms`."""
 
@@ -123,6 +126,22 @@ def log2_of_1_and(change):
 
 
 @triton.jit
+def apart(zs, zt, row, MASKED: tl.constexpr):
+    """log₂(p/q) (0 where one of them is not), log₂ p, log₂ q, whether p lives, and whether q does; as `mixture`."""
+    top_s, top_t, log_s, log_t, ratio, factor = row
+    # Differences of logits come first: they are exact where it matters, however large the logits are.
+    delta = ((zt - zs) - (top_t - top_s)) * factor - ratio
+    log_q = (zs - top_s) * factor - log_s
+    log_p = (zt - top_t) * factor - log_t
+    has_p, has_q = zt > -INFINITY, zs > -INFINITY
+    if MASKED:
+        delta = tl.where(has_p & has_q, tl.minimum(tl.maximum(delta, -LARGE), LARGE), 0.0)
+        log_q = tl.where(has_q, tl.maximum(log_q, -LARGE), -INFINITY)
+        log_p = tl.where(has_p, tl.maximum(log_p, -LARGE), -INFINITY)
+    return delta, log_p, log_q, has_p, has_q
+
+
+@triton.jit
 def mixture(zs, zt, row, mix, SPEC: tl.constexpr, AT: tl.constexpr, MASKED: tl.constexpr):
     """The assistant before it is normalised, beside its anchor k.
 
@@ -143,22 +162,16 @@ def mixture(zs, zt, row, mix, SPEC: tl.constexpr, AT: tl.constexpr, MASKED: tl.c
     """
     STUDENT: tl.constexpr = SPEC[AT + OF_ANCHOR]
     KIND: tl.constexpr = SPEC[AT + OF_KIND]
-    top_s, top_t, log_s, log_t, apart, factor = row
     s, inverse, lam, rest, slope, level_p, level_q, _ = mix
-    # Differences of logits come first: they are exact where it matters, however large the logits are.
-    delta = ((zt - zs) - (top_t - top_s)) * factor - apart
-    log_q = (zs - top_s) * factor - log_s
-    log_p = (zt - top_t) * factor - log_t
-    log_k = log_q if STUDENT else log_p
-    has_p, has_q = zt > -INFINITY, zs > -INFINITY
+    delta, log_p, log_q, has_p, has_q = apart(zs, zt, row, MASKED)
     both = has_p & has_q
-    if MASKED:
-        delta = tl.where(both, delta, 0.0)
+    log_k, has_k = (log_q, has_q) if STUDENT else (log_p, has_p)
     if KIND <= GEOMETRIC:
         ratio = delta * slope
+        log_m = lam * log_p + rest * log_q
         omega = tl.zeros_like(delta) + rest
     else:
-        # Each token is measured from the source that dominates there, so that nothing overflows.
+        # Each token is measured from the source that dominates there, so that nothing overflows and no digit is lost.
         u = delta * s
         by_q = u <= 0.0
         size = tl.abs(u)
@@ -167,18 +180,18 @@ def mixture(zs, zt, row, mix, SPEC: tl.constexpr, AT: tl.constexpr, MASKED: tl.c
         t = weight * e + tl.where(by_q, rest, lam)
         core = _log_of(weight * _power_less_one(size, e), t, SPEC[AT + OF_PTX]) * inverse
         omega = tl.where(by_q, rest, rest * e) * _reciprocal(t, SPEC[AT + OF_PTX])
+        log_m = tl.where(by_q, log_q, log_p) + core
         if KIND == EACH:
+            log_m = tl.where(inverse == 0.0, lam * log_p + rest * log_q, log_m)
             ratio = core + tl.where(by_q, slope, 1.0 if STUDENT else 0.0) * delta
         elif STUDENT:
             ratio = tl.where(by_q, core, core + delta)
         else:
             ratio = tl.where(by_q, core - delta, core)
-    log_m = log_k + ratio
-    has_k = has_q if STUDENT else has_p
     live = both
     if MASKED:
-        level, other = (level_q, log_p + level_p) if STUDENT else (level_p, log_q + level_q)
-        log_m = tl.where(both, log_m, tl.where(has_k, log_k + level, other))
+        level = level_q if STUDENT else level_p
+        log_m = tl.where(both, log_m, tl.where(has_q, log_q + level_q, log_p + level_p))
         live = log_m > -INFINITY
         ratio = tl.where(both, ratio, tl.where(has_k & live, level, 0.0))
         omega = tl.where(both, omega, tl.where(has_q & live, 1.0, 0.0))
@@ -197,13 +210,10 @@ def beside(mixed, normaliser, MASKED: tl.constexpr):
     Returns:
         k, r, r − k, x = log(r/k), k x, whether |x| is small, k (e^x − 1 − x) where it is, and log₂ r.
     """
-    log_k, ratio, log_m = mixed[0], mixed[1] - normaliser, mixed[2]
+    log_k, ratio, log_r = mixed[0], mixed[1] - normaliser, mixed[2] - normaliser
     if MASKED:
         both = mixed[4] & mixed[5]
         ratio = tl.where(both, ratio, 0.0)
-        log_r = log_m - normaliser
-    else:
-        log_r = log_k + ratio
     k, r = tl.exp2(log_k), tl.exp2(log_r)
     x = ratio * LN2
     near = tl.abs(x) < CLOSE

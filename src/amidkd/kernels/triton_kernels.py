@@ -252,6 +252,9 @@ def term_sums(
     nowhere |= (flags & (NO_STUDENT if STUDENT else NO_TEACHER)) != 0
     infinite = nowhere | (bad > 0.0)
     value = tl.where(infinite, INFINITY, weight * tl.maximum(value, 0.0))
+    # A logit that is NaN or +inf makes NaN of its side's sum, which no comparison above may hide.
+    sound = row[2] + row[3]
+    value = tl.where(sound == sound, value, sound)
     tl.store(values + token, tl.load(values + token) + value)
     if divergences is not None:
         tl.store(divergences + token, tl.load(divergences + token) + value)

@@ -4,7 +4,7 @@
 import triton
 import triton.language as tl
 
-from amidkd.kernels.triton_forms import INFINITY, LN2, OF_ANCHOR, beside, mixture
+from amidkd.kernels.triton_forms import INFINITY, LN2, OF_ANCHOR, apart, beside, mixture
 from amidkd.kernels.triton_open import (
     EACH_TERM,
     NO_STUDENT,
@@ -57,11 +57,9 @@ def measure_rows(
     for at in range(0, V, BLOCK):
         columns = at + tl.arange(0, BLOCK)
         zs, zt = logits(own, columns, V, True), logits(other, columns, V, True)
-        has_q, has_p = zs > -INFINITY, zt > -INFINITY
         at_s, at_t = tl.where(zs > best_s, columns, at_s), tl.where(zt > best_t, columns, at_t)
         best_s, best_t = tl.maximum(best_s, zs), tl.maximum(best_t, zt)
-        log_q, log_p = (zs - row[0]) * factor - row[2], (zt - row[1]) * factor - row[3]
-        delta = ((zt - zs) - (row[1] - row[0])) * factor - row[4]
+        delta, log_p, log_q, has_p, has_q = apart(zs, zt, row, True)
         p, q, rise, x, line, near, bend, _ = beside((log_p, -delta, log_q, zero, has_p, has_q), 0.0, True)
         forward += fold(tl.where(near, bend, tl.maximum(rise - line, 0.0)), BLOCK)
         backward += fold(tl.where(near, rise * x - bend, tl.maximum(q * x - rise, 0.0)), BLOCK)

@@ -57,6 +57,8 @@ NO_STUDENT = tl.constexpr(4)
 NO_TEACHER = tl.constexpr(8)
 """Flags: some token is masked; no token is left to both sides; none to one of them."""
 
+LOWEST = tl.constexpr(-1e30)
+"""Logits below count as masked in that they get the care of masked rows."""
 FAR = tl.constexpr(40.0)
 """Powers of 2 up to which sums of exponentials may be off their maximum."""
 
@@ -212,7 +214,7 @@ def log_sums(
         sums, highs, low, meet = _exponentials((own, other), (top_s, top_t), V, factor, BOTH, TEMPERED, BLOCK)
     empty_s, empty_t = highs[0] == -INFINITY, highs[1] == -INFINITY
     sum_s, sum_t = tl.where(empty_s, 1.0, sums[0]), tl.where(empty_t, 1.0, sums[1])
-    flags = tl.where(low == -INFINITY, MASKED_ROW, 0) + tl.where(empty_s, NO_STUDENT, 0)
+    flags = tl.where(low < LOWEST, MASKED_ROW, 0) + tl.where(empty_s, NO_STUDENT, 0)
     tl.store(state + TOP_STUDENT * count + token, top_s)
     tl.store(state + LOG_STUDENT * count + token, tl.log2(sum_s))
     if BOTH:
