@@ -1,4 +1,5 @@
-// The CPU row kernel: values of n tokens and the gradient with respect to the student's logits, one token after another.
+// The CPU row kernel: values of n tokens and the gradient with respect to the student's logits, one token after
+// another.
 //
 // A row is read once into scratch memory that stays in the core's cache; the sweeps over it are
 //   open      both rows to float32, divided by the temperature; exponentials and log-sum-exp
@@ -71,10 +72,11 @@ enum Form { KL = 0, JEFFREYS = 1, TOTAL_VARIATION = 2, JENSEN_SHANNON = 3, POWER
 enum Type { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2 };
 
 constexpr float INFINITE = std::numeric_limits<float>::infinity();
-constexpr int LANES = 32;       // widest vector, in floats; scratch rows are padded to it
-constexpr int FLUSH = 32;       // vectors that are summed in float32 before the sum goes on in float64
+constexpr int LANES = 32;         // widest vector, in floats; scratch rows are padded to it
+constexpr int FLUSH = 32;         // vectors that are summed in float32 before the sum goes on in float64
 constexpr float NEAR_ONE = 0.5f;  // of |log Z|, as in amidkd.maths.mixture
-constexpr float LARGEST_EXPONENT = 88.722839f - 20.0f;  // log(largest float) less HEADROOM of amidkd.maths.divergence.forms
+constexpr float LARGEST_EXPONENT =
+    88.722839f - 20.0f;         // log(largest float) less HEADROOM of amidkd.maths.divergence.forms
 constexpr double TINY = 1e-20;  // a normaliser below may have lost tokens to underflow
 
 // What a thread keeps from call to call, so that its pages are touched once.
@@ -110,8 +112,10 @@ inline float widen16(uint16_t h, int dtype) {
         return out;
     }
     const uint32_t sign = uint32_t(h & 0x8000) << 16, exponent = (h >> 10) & 31, fraction = h & 1023;
-    if (exponent == 31) bits = sign | 0x7F800000u | (fraction << 13);
-    else if (exponent) bits = sign | ((exponent + 112) << 23) | (fraction << 13);
+    if (exponent == 31)
+        bits = sign | 0x7F800000u | (fraction << 13);
+    else if (exponent)
+        bits = sign | ((exponent + 112) << 23) | (fraction << 13);
     else {
         out = std::ldexp(float(fraction), -24);
         return sign ? -out : out;
@@ -142,7 +146,8 @@ inline uint16_t narrow16(float value) {
 
 #if defined(__x86_64__)
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma"))), \
+                             apply_to = function)
 #else
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma,prefer-vector-width=512")
@@ -190,7 +195,9 @@ int32_t amidkd_instructions(void) {
 }
 
 // Sizes of the structures, so that the caller can tell a library of another version.
-int64_t amidkd_layout(void) { return int64_t(sizeof(AmidkdCall)) * 1000000 + sizeof(AmidkdTerm) * 1000 + sizeof(AmidkdMatrix); }
+int64_t amidkd_layout(void) {
+    return int64_t(sizeof(AmidkdCall)) * 1000000 + sizeof(AmidkdTerm) * 1000 + sizeof(AmidkdMatrix);
+}
 }
 
 static void amidkd_work(void* argument) {
@@ -202,7 +209,8 @@ static void amidkd_work(void* argument) {
     amidkd::portable::work(*job);
 }
 
-// Runs on the threads that torch keeps (its OpenMP runtime), so that two pools never compete; else on threads of its own.
+// Runs on the threads that torch keeps (its OpenMP runtime), so that two pools never compete; else on threads of its
+// own.
 static void amidkd_parallel(amidkd::Job& job, int threads) {
     if (threads <= 1) return amidkd_work(&job);
 #if !defined(_WIN32)
@@ -255,24 +263,24 @@ struct vi {
 AMIDKD_INLINE vf full(float x) { return {x - rf{}, x - rf{}}; }
 AMIDKD_INLINE vi full(int32_t x) { return {x - ri{}, x - ri{}}; }
 
-#define AMIDKD_ARITHMETIC(OP)                                                              \
-    AMIDKD_INLINE vf operator OP(vf x, vf y) { return {x.a OP y.a, x.b OP y.b}; }          \
-    AMIDKD_INLINE vf operator OP(vf x, float y) { return x OP full(y); }                   \
+#define AMIDKD_ARITHMETIC(OP)                                                     \
+    AMIDKD_INLINE vf operator OP(vf x, vf y) { return {x.a OP y.a, x.b OP y.b}; } \
+    AMIDKD_INLINE vf operator OP(vf x, float y) { return x OP full(y); }          \
     AMIDKD_INLINE vf operator OP(float x, vf y) { return full(x) OP y; }
 AMIDKD_ARITHMETIC(+)
 AMIDKD_ARITHMETIC(-)
 AMIDKD_ARITHMETIC(*)
 AMIDKD_ARITHMETIC(/)
-#define AMIDKD_COMPARISON(OP)                                                              \
-    AMIDKD_INLINE vi operator OP(vf x, vf y) { return {x.a OP y.a, x.b OP y.b}; }          \
+#define AMIDKD_COMPARISON(OP)                                                     \
+    AMIDKD_INLINE vi operator OP(vf x, vf y) { return {x.a OP y.a, x.b OP y.b}; } \
     AMIDKD_INLINE vi operator OP(vf x, float y) { return x OP full(y); }
 AMIDKD_COMPARISON(<)
 AMIDKD_COMPARISON(<=)
 AMIDKD_COMPARISON(>)
 AMIDKD_COMPARISON(==)
 AMIDKD_COMPARISON(!=)
-#define AMIDKD_INTEGERS(OP)                                                                \
-    AMIDKD_INLINE vi operator OP(vi x, vi y) { return {x.a OP y.a, x.b OP y.b}; }          \
+#define AMIDKD_INTEGERS(OP)                                                       \
+    AMIDKD_INLINE vi operator OP(vi x, vi y) { return {x.a OP y.a, x.b OP y.b}; } \
     AMIDKD_INLINE vi operator OP(vi x, int32_t y) { return {x.a OP y, x.b OP y}; }
 AMIDKD_INTEGERS(+)
 AMIDKD_INTEGERS(-)
@@ -289,8 +297,16 @@ AMIDKD_INLINE vf& operator-=(vf& x, vf y) { return x = x - y; }
 AMIDKD_INLINE vi& operator|=(vi& x, vi y) { return x = x | y; }
 AMIDKD_INLINE vi& operator&=(vi& x, vi y) { return x = x & y; }
 
-AMIDKD_INLINE vf load(const float* p) { vf v; std::memcpy(&v.a, p, sizeof v.a); std::memcpy(&v.b, p + HALF, sizeof v.b); return v; }
-AMIDKD_INLINE void store(float* p, vf v) { std::memcpy(p, &v.a, sizeof v.a); std::memcpy(p + HALF, &v.b, sizeof v.b); }
+AMIDKD_INLINE vf load(const float* p) {
+    vf v;
+    std::memcpy(&v.a, p, sizeof v.a);
+    std::memcpy(&v.b, p + HALF, sizeof v.b);
+    return v;
+}
+AMIDKD_INLINE void store(float* p, vf v) {
+    std::memcpy(p, &v.a, sizeof v.a);
+    std::memcpy(p + HALF, &v.b, sizeof v.b);
+}
 AMIDKD_INLINE vf pick(vi m, vf x, vf y) { return {m.a ? x.a : y.a, m.b ? x.b : y.b}; }
 AMIDKD_INLINE vf keep(vi m, vf x) { return {m.a ? x.a : rf{}, m.b ? x.b : rf{}}; }
 AMIDKD_INLINE vi bits(vf x) { return {(ri)x.a, (ri)x.b}; }
@@ -334,14 +350,30 @@ AMIDKD_INLINE void stream(float* p, vf v) {
 }
 AMIDKD_INLINE void streamed() { _mm_sfence(); }
 AMIDKD_INLINE vi looked_up(rf table, vf index) {  // by the lowest four bits
-    return {(ri)_mm512_permutexvar_ps((__m512i)index.a, (__m512)table), (ri)_mm512_permutexvar_ps((__m512i)index.b, (__m512)table)};
+    return {(ri)_mm512_permutexvar_ps((__m512i)index.a, (__m512)table),
+            (ri)_mm512_permutexvar_ps((__m512i)index.b, (__m512)table)};
 }
 
 // e^x and e^x - 1 from y = UNIT x, |x| up to 87: 2^(y/16), the sixteenths from a table in a register. The rounding of y
 // is one of x, which is small wherever e^x counts.
 constexpr float UNIT = 23.083120346069336f;
 AMIDKD_INLINE void exponential_of(vf y, vf& ex, vf& em1) {
-    const rf table = {1.0f, 1.0442737340927124f, 1.0905077457427979f, 1.1387885808944702f, 1.1892070770263672f, 1.2418577671051025f, 1.2968395948410034f, 1.3542555570602417f, 1.4142135381698608f, 1.4768261909484863f, 1.5422108173370361f, 1.610490322113037f, 1.6817928552627563f, 1.7562521696090698f, 1.8340080976486206f, 1.9152065515518188f};
+    const rf table = {1.0f,
+                      1.0442737340927124f,
+                      1.0905077457427979f,
+                      1.1387885808944702f,
+                      1.1892070770263672f,
+                      1.2418577671051025f,
+                      1.2968395948410034f,
+                      1.3542555570602417f,
+                      1.4142135381698608f,
+                      1.4768261909484863f,
+                      1.5422108173370361f,
+                      1.610490322113037f,
+                      1.6817928552627563f,
+                      1.7562521696090698f,
+                      1.8340080976486206f,
+                      1.9152065515518188f};
     const vf shifted = y + 12582912.0f;
     const vf f = y - (shifted - 12582912.0f);
     const vf g = ((f * 1.3550808034779038e-05f + 0.0009384123841300607f) * f + 0.043321698904037476f) * f;
@@ -367,7 +399,8 @@ constexpr bool STREAMS = false;
 AMIDKD_INLINE void stream(float* p, vf v) { store(p, v); }
 AMIDKD_INLINE void streamed() {}
 
-// e^x and e^x - 1 from y = UNIT x, |x| up to 87: 2^y. The rounding of y is one of x, which is small wherever e^x counts.
+// e^x and e^x - 1 from y = UNIT x, |x| up to 87: 2^y. The rounding of y is one of x, which is small wherever e^x
+// counts.
 constexpr float UNIT = 1.4426950216293335f;
 AMIDKD_INLINE void exponential_of(vf y, vf& ex, vf& em1) {
     const vf shifted = y + 12582912.0f;
@@ -416,7 +449,10 @@ AMIDKD_INLINE vf logarithm(vf y, vf t) {
 // (e^x - 1 - x) / x^2 for |x| <= CLOSE
 constexpr float CLOSE = 0.25f;
 AMIDKD_INLINE vf curvature(vf x) {
-    return (((x * 0.0013895342126488686f + 0.008348839357495308f) * x + 0.04166671633720398f) * x + 0.1666664183139801f) * x + 0.5f;
+    return (((x * 0.0013895342126488686f + 0.008348839357495308f) * x + 0.04166671633720398f) * x +
+            0.1666664183139801f) *
+               x +
+           0.5f;
 }
 
 AMIDKD_INLINE rf widen_half(const uint16_t* p, int dtype) {
@@ -481,8 +517,8 @@ struct Row {
 // The mixture of a term at a token.
 struct Mix {
     float s, inverse, lam, rest, threshold, only_p, only_q, level;
-    float steepness;               // -|s| in the units of the exponential
-    int32_t flip;                  // the sign of s
+    float steepness;             // -|s| in the units of the exponential
+    int32_t flip;                // the sign of s
     bool wide, geometric, pure;  // support is the union; s = 0; lambda is 0 or 1
 };
 
@@ -545,11 +581,13 @@ struct Opened {
     double sum;
 };
 
-constexpr int64_t AHEAD = 2048;  // bytes: the processor fetches ahead within a page of 4 KiB and waits at the start of each
+constexpr int64_t AHEAD =
+    2048;  // bytes: the processor fetches ahead within a page of 4 KiB and waits at the start of each
 
 // Exponentials less `shift` in one pass over the logits; DIRECT: they are float32, and used where they lie.
 template <int TYPE, bool DIRECT>
-static double open_sweep(const void* data, float factor, float shift, int64_t whole, float* z_out, float* out, vf& lowest) {
+static double open_sweep(const void* data, float factor, float shift, int64_t whole, float* z_out, float* out,
+                         vf& lowest) {
     Sum sum;
     constexpr int64_t SIZE = TYPE == FLOAT32 ? 4 : 2;
     const char* bytes = static_cast<const char*>(data);
@@ -582,7 +620,8 @@ static double open_as(const void* data, bool direct, float factor, float shift, 
 
 // Exponentials are taken less the largest of the first logits, which saves a pass: any number within 80 of the true
 // maximum serves. Where it does not, the row is read again.
-static Opened open_row(const AmidkdMatrix& m, int64_t token, float factor, int64_t size, float* z_out, float* out, bool& masked) {
+static Opened open_row(const AmidkdMatrix& m, int64_t token, float factor, int64_t size, float* z_out, float* out,
+                       bool& masked) {
     const int64_t row = m.rows ? m.rows[token] : token, whole = size / W;
     void* data = m.dtype == FLOAT32 ? static_cast<void*>(static_cast<float*>(m.data) + row * m.stride)
                                     : static_cast<void*>(static_cast<uint16_t*>(m.data) + row * m.stride);
@@ -611,8 +650,8 @@ static Opened open_row(const AmidkdMatrix& m, int64_t token, float factor, int64
         }
         if (sum <= 1e34) {
             float* z = direct ? static_cast<float*>(data) : z_out;
-            // The exponentials stop at e^-87. Where logits are far lower, masked ones among them, that is no longer small
-            // beside their logarithm.
+            // The exponentials stop at e^-87. Where logits are far lower, masked ones among them, that is no longer
+            // small beside their logarithm.
             if (any(lowest - shift < -1e6f))
                 for (int64_t i = 0; i < whole; ++i) {
                     const int64_t at = i * W;
@@ -656,45 +695,64 @@ AMIDKD_INLINE Point point(const Row& row, const Mix& mix, int64_t at) {
 // Where the assistant lives.
 AMIDKD_INLINE vi support(const Point& x, const Mix& mix) { return mix.wide ? x.has_p | x.has_q : x.both; }
 
-// log(m/source) and the responsibility, and what the normaliser is made of. BY_STUDENT: differences are to q, else to p.
+// The assistant at W tokens, unnormalised: t = (m / source)^s, log(m / source), the responsibility over 1 - lambda, and
+// where it lives.
+struct Mixed {
+    vf t, core, omega;
+    vi live;
+};
+
+template <bool GEOMETRIC, bool MASKED>
+AMIDKD_INLINE Mixed mixed(const Point& x, const Mix& mix) {
+    Mixed out;
+    out.t = out.omega = full(1.0f);
+    if (GEOMETRIC) {
+        out.core = x.delta * mix.level;
+    } else {
+        vf e, em1;
+        exponential_low(magnitude(x.delta) * mix.steepness, e, em1);
+        const vf weight = pick(x.by_q, full(mix.lam), full(mix.rest));
+        const vf other = pick(x.by_q, full(mix.rest), full(mix.lam));
+        out.t = other + weight * e;
+        out.core = logarithm(weight * em1, out.t) * mix.inverse;
+        out.omega = pick(x.by_q, full(1.0f), e) * reciprocal(out.t);
+    }
+    if (MASKED) {
+        out.live = support(x, mix);
+        out.core = pick(x.both, out.core, pick(x.has_q, full(mix.only_q), full(mix.only_p)));
+        out.core = keep(out.live, out.core);
+        out.omega = keep(out.live & x.has_q, pick(x.both, out.omega, full(1.0f / mix.rest)));
+    }
+    return out;
+}
+
+// log(m/k) for an anchor k.
+template <bool BY_STUDENT>
+AMIDKD_INLINE vf ratio_to(const Point& x, vf core) {
+    return BY_STUDENT ? pick(x.by_q, core, x.delta + core) : pick(x.by_q, core - x.delta, core);
+}
+
+// log(m/source) and the responsibility, and what the normaliser is made of. BY_STUDENT: differences are to q, else to
+// p.
 template <bool GEOMETRIC, bool BY_STUDENT, bool MASKED>
 static void mix_sweep(const Row& row, const Mix& mix, int64_t from, int64_t to, Sum& change, Sum& mass) {
     for (int64_t i = from; i < to; ++i) {
         const int64_t at = i * W;
         const Point x = point<MASKED>(row, mix, at);
-        vf core, omega;
-        if (GEOMETRIC) {
-            core = x.delta * mix.level;
-            omega = full(mix.rest);
-        } else {
-            vf e, em1;
-            exponential_low(magnitude(x.delta) * mix.steepness, e, em1);
-            const vf weight = pick(x.by_q, full(mix.lam), full(mix.rest));
-            const vf other = pick(x.by_q, full(mix.rest), full(mix.lam));
-            const vf t = other + weight * e;
-            core = logarithm(weight * em1, t) * mix.inverse;
-            omega = pick(x.by_q, full(mix.rest), mix.rest * e) / t;
-        }
-        vi live;
-        if (MASKED) {
-            live = support(x, mix);
-            core = pick(x.both, core, pick(x.has_q, full(mix.only_q), full(mix.only_p)));
-            core = keep(live, core);
-            omega = keep(live & x.has_q, pick(x.both, omega, full(1.0f)));
-        }
+        const Mixed r = mixed<GEOMETRIC, MASKED>(x, mix);
         const vf source = BY_STUDENT ? x.q : x.p;
-        const vf ratio = BY_STUDENT ? pick(x.by_q, core, x.delta + core) : pick(x.by_q, core - x.delta, core);
+        const vf ratio = ratio_to<BY_STUDENT>(x, r.core);
         vi close = magnitude(ratio) < 1.0f;
         if (MASKED) close &= x.both;
         vf e, em1;
-        exponential(pick(close, ratio, pick(x.by_q, x.log_q, x.log_p) + core), e, em1);
-        if (MASKED) e = keep(live, e);
+        exponential(pick(close, ratio, pick(x.by_q, x.log_q, x.log_p) + r.core), e, em1);
+        if (MASKED) e = keep(r.live, e);
         const vf difference = pick(close, source * em1, e - source);
         const vf m = pick(close, source + difference, e);
         change.run += difference;
-        mass.run += MASKED ? keep(live, m) : m;
-        store(row.core + at, core);
-        store(row.omega + at, omega);
+        mass.run += MASKED ? keep(r.live, m) : m;
+        store(row.core + at, r.core);
+        store(row.omega + at, r.omega * mix.rest);
         if (i % FLUSH == FLUSH - 1) {
             flush(change);
             flush(mass);
@@ -728,8 +786,10 @@ static float far_normaliser(const Row& row, const Mix& mix) {
 template <bool GEOMETRIC, bool BY_STUDENT>
 static float mixture_of(const Row& row, const Mix& mix) {
     Sum change, mass;
-    if (row.masked) mix_sweep<GEOMETRIC, BY_STUDENT, true>(row, mix, 0, row.whole, change, mass);
-    else mix_sweep<GEOMETRIC, BY_STUDENT, false>(row, mix, 0, row.whole, change, mass);
+    if (row.masked)
+        mix_sweep<GEOMETRIC, BY_STUDENT, true>(row, mix, 0, row.whole, change, mass);
+    else
+        mix_sweep<GEOMETRIC, BY_STUDENT, false>(row, mix, 0, row.whole, change, mass);
     mix_sweep<GEOMETRIC, BY_STUDENT, true>(row, mix, row.whole, row.vectors, change, mass);
     const float near = float(std::log1p(in_all(change) > -1 ? in_all(change) : -1));
     if (std::fabs(near) < NEAR_ONE) return near;
@@ -800,7 +860,8 @@ AMIDKD_INLINE Slopes compare(const Shape& shape, vf a, vf b, vf log_a, vf log_b,
         out.value = pick(close, power * (small * small * g), far);
         out.to_a = -grown_b;
         out.to_b = (rise_c - rise_b) * shape.inv_a;
-        overflow = (shape.c * log_a > LARGEST_EXPONENT) | (shape.c * log_b > LARGEST_EXPONENT) | (crossed > LARGEST_EXPONENT);
+        overflow =
+            (shape.c * log_a > LARGEST_EXPONENT) | (shape.c * log_b > LARGEST_EXPONENT) | (crossed > LARGEST_EXPONENT);
     }
     return out;
 }
@@ -839,7 +900,7 @@ static void compare_sweep(const Row& row, const Mix& mix, const Shape& shape, fl
         } else {
             const vf core = load(row.core + at);
             omega = load(row.omega + at) * learns;
-            y = (BY_STUDENT ? pick(s.by_q, core, s.delta + core) : pick(s.by_q, core - s.delta, core)) - log_z;
+            y = ratio_to<BY_STUDENT>(s, core) - log_z;
             log_r = (pick(s.by_q, s.log_q, s.log_p) + core) - log_z;
         }
         vi has_k, has_r, both;
@@ -906,8 +967,10 @@ static void compare_sweep(const Row& row, const Mix& mix, const Shape& shape, fl
 
 template <int FORM, bool BY_STUDENT, bool K_FIRST, bool PURE>
 static void compare_row(const Row& row, const Mix& mix, const Shape& shape, float log_z, float learns, Sums& sums) {
-    if (row.masked) compare_sweep<FORM, BY_STUDENT, K_FIRST, PURE, true>(row, mix, shape, log_z, learns, 0, row.whole, sums);
-    else compare_sweep<FORM, BY_STUDENT, K_FIRST, PURE, false>(row, mix, shape, log_z, learns, 0, row.whole, sums);
+    if (row.masked)
+        compare_sweep<FORM, BY_STUDENT, K_FIRST, PURE, true>(row, mix, shape, log_z, learns, 0, row.whole, sums);
+    else
+        compare_sweep<FORM, BY_STUDENT, K_FIRST, PURE, false>(row, mix, shape, log_z, learns, 0, row.whole, sums);
     compare_sweep<FORM, BY_STUDENT, K_FIRST, PURE, true>(row, mix, shape, log_z, learns, row.whole, row.vectors, sums);
 }
 
@@ -925,11 +988,16 @@ static Compare comparison(bool by_student, bool k_first, bool pure) {
 
 static Compare comparison(int form, bool by_student, bool k_first, bool pure) {
     switch (form) {
-        case KL: return comparison<KL>(by_student, k_first, pure);
-        case JEFFREYS: return comparison<JEFFREYS>(by_student, k_first, pure);
-        case TOTAL_VARIATION: return comparison<TOTAL_VARIATION>(by_student, k_first, pure);
-        case JENSEN_SHANNON: return comparison<JENSEN_SHANNON>(by_student, k_first, pure);
-        default: return comparison<POWER>(by_student, k_first, pure);
+        case KL:
+            return comparison<KL>(by_student, k_first, pure);
+        case JEFFREYS:
+            return comparison<JEFFREYS>(by_student, k_first, pure);
+        case TOTAL_VARIATION:
+            return comparison<TOTAL_VARIATION>(by_student, k_first, pure);
+        case JENSEN_SHANNON:
+            return comparison<JENSEN_SHANNON>(by_student, k_first, pure);
+        default:
+            return comparison<POWER>(by_student, k_first, pure);
     }
 }
 
@@ -962,80 +1030,61 @@ AMIDKD_INLINE Bend bend(vf k, vf m, vf ratio, vi close) {
 // `core` gets omega (m - k), `omega` omega k, over 1 - lambda, weighted and summed where there are both; `third` gets
 // q log(m/q).
 template <int ROOT, bool GEOMETRIC, bool OF_P, bool OF_Q, bool MASKED>
-static __attribute__((noinline)) void kl_sweep(const Row& shared, const Mix& settings, float weight_p, float weight_q, int64_t from,
-                                               int64_t to, KLSums& all) {
+static __attribute__((noinline)) void kl_sweep(const Row& shared, const Mix& settings, float weight_p, float weight_q,
+                                               int64_t from, int64_t to, KLSums& all) {
     const Row row = shared;
     const Mix mix = settings;
     KLSums sums = all;
     for (int64_t i = from; i < to; ++i) {
         const int64_t at = i * W;
         const Point x = point<MASKED>(row, mix, at);
-        vf core, omega, t = full(1.0f);
-        if (GEOMETRIC) {
-            core = x.delta * mix.level;
-            omega = full(1.0f);
-        } else {
-            vf e, em1;
-            exponential_low(magnitude(x.delta) * mix.steepness, e, em1);
-            const vf weight = pick(x.by_q, full(mix.lam), full(mix.rest));
-            const vf other = pick(x.by_q, full(mix.rest), full(mix.lam));
-            t = other + weight * e;
-            core = logarithm(weight * em1, t) * mix.inverse;
-            omega = pick(x.by_q, full(1.0f), e) * reciprocal(t);
-        }
-        vi live;
-        if (MASKED) {
-            live = support(x, mix);
-            core = pick(x.both, core, pick(x.has_q, full(mix.only_q), full(mix.only_p)));
-            core = keep(live, core);
-            omega = keep(live & x.has_q, pick(x.both, omega, full(1.0f / mix.rest)));
-            if (OF_P) sums.infinite |= x.has_p & ~live;
-            if (OF_Q) sums.infinite |= x.has_q & ~live;
-        }
+        const Mixed r = mixed<GEOMETRIC, MASKED>(x, mix);
+        if (MASKED && OF_P) sums.infinite |= x.has_p & ~r.live;
+        if (MASKED && OF_Q) sums.infinite |= x.has_q & ~r.live;
         vf m;
         if (MASKED || ROOT == BY_LOGS) {
-            m = exponential(pick(x.by_q, x.log_q, x.log_p) + core);
-            if (MASKED) m = keep(live, m);
+            m = exponential(pick(x.by_q, x.log_q, x.log_p) + r.core);
+            if (MASKED) m = keep(r.live, m);
         } else {
-            vf power = t;
+            vf power = r.t;
             if (ROOT == BY_EXPONENTIAL) {
                 vf em1;
-                exponential_low(core * UNIT, power, em1);
+                exponential_low(r.core * UNIT, power, em1);
             } else if (ROOT == SQUARE_ROOT) {
-                power = square_root(t);
+                power = square_root(r.t);
             } else if (ROOT == SQUARE) {
-                power = t * t;
+                power = r.t * r.t;
             } else if (ROOT == FOURTH) {
-                power = (t * t) * (t * t);
+                power = (r.t * r.t) * (r.t * r.t);
             }
             m = pick(x.by_q, x.q, x.p) * power;
         }
         vf first, second;
         if (OF_P) {
-            const vf ratio = pick(x.by_q, core - x.delta, core);
+            const vf ratio = ratio_to<false>(x, r.core);
             vi close = magnitude(ratio) < CLOSE;
-            if (MASKED) close &= x.has_p & live;
+            if (MASKED) close &= x.has_p & r.live;
             const Bend k = bend(x.p, m, ratio, close);
             sums.change.run += k.difference;
-            sums.of_p.run += MASKED ? keep(live, k.value) : k.value;
+            sums.of_p.run += MASKED ? keep(r.live, k.value) : k.value;
             first = OF_Q ? k.difference * weight_p : k.difference;
             second = OF_Q ? x.p * weight_p : x.p;
         }
         if (OF_Q) {
-            const vf ratio = pick(x.by_q, core, x.delta + core);
+            const vf ratio = ratio_to<true>(x, r.core);
             vi close = magnitude(ratio) < CLOSE;
-            if (MASKED) close &= x.has_q & live;
+            if (MASKED) close &= x.has_q & r.live;
             const Bend k = bend(x.q, m, ratio, close);
             if (!OF_P) sums.change.run += k.difference;
-            sums.of_q.run += MASKED ? keep(live, k.value) : k.value;
+            sums.of_q.run += MASKED ? keep(r.live, k.value) : k.value;
             const vf line = MASKED ? keep(x.has_q, k.line) : k.line;
             sums.third.run += line;
             store(row.third + at, line);
             first = OF_P ? first + k.difference * weight_q : k.difference * weight_q;
             second = OF_P ? second + x.q * weight_q : x.q * weight_q;
         }
-        first = omega * first;
-        second = omega * second;
+        first = r.omega * first;
+        second = r.omega * second;
         sums.first.run += first;
         sums.second.run += second;
         store(row.core + at, first);
@@ -1060,21 +1109,23 @@ static __attribute__((noinline)) void kl_sweep(const Row& shared, const Mix& set
 
 template <int ROOT, bool GEOMETRIC, bool OF_P, bool OF_Q>
 static void kl_row(const Row& row, const Mix& mix, float weight_p, float weight_q, KLSums& sums) {
-    if (row.masked) kl_sweep<BY_LOGS, GEOMETRIC, OF_P, OF_Q, true>(row, mix, weight_p, weight_q, 0, row.whole, sums);
-    else kl_sweep<ROOT, GEOMETRIC, OF_P, OF_Q, false>(row, mix, weight_p, weight_q, 0, row.whole, sums);
+    if (row.masked)
+        kl_sweep<BY_LOGS, GEOMETRIC, OF_P, OF_Q, true>(row, mix, weight_p, weight_q, 0, row.whole, sums);
+    else
+        kl_sweep<ROOT, GEOMETRIC, OF_P, OF_Q, false>(row, mix, weight_p, weight_q, 0, row.whole, sums);
     kl_sweep<BY_LOGS, GEOMETRIC, OF_P, OF_Q, true>(row, mix, weight_p, weight_q, row.whole, row.vectors, sums);
 }
 
 template <bool OF_P, bool OF_Q>
 static void kl_row(const Row& row, const Mix& mix, float weight_p, float weight_q, KLSums& sums) {
     const float inverse = mix.s > 0 ? mix.inverse : 0.0f;
-    const auto run = mix.geometric       ? kl_row<BY_LOGS, true, OF_P, OF_Q>
-                     : inverse == 0.5f   ? kl_row<SQUARE_ROOT, false, OF_P, OF_Q>
-                     : inverse == 1.0f   ? kl_row<PLAIN, false, OF_P, OF_Q>
-                     : inverse == 2.0f   ? kl_row<SQUARE, false, OF_P, OF_Q>
-                     : inverse == 4.0f   ? kl_row<FOURTH, false, OF_P, OF_Q>
-                     : inverse > 0.0f    ? kl_row<BY_EXPONENTIAL, false, OF_P, OF_Q>
-                                         : kl_row<BY_LOGS, false, OF_P, OF_Q>;
+    const auto run = mix.geometric     ? kl_row<BY_LOGS, true, OF_P, OF_Q>
+                     : inverse == 0.5f ? kl_row<SQUARE_ROOT, false, OF_P, OF_Q>
+                     : inverse == 1.0f ? kl_row<PLAIN, false, OF_P, OF_Q>
+                     : inverse == 2.0f ? kl_row<SQUARE, false, OF_P, OF_Q>
+                     : inverse == 4.0f ? kl_row<FOURTH, false, OF_P, OF_Q>
+                     : inverse > 0.0f  ? kl_row<BY_EXPONENTIAL, false, OF_P, OF_Q>
+                                       : kl_row<BY_LOGS, false, OF_P, OF_Q>;
     run(row, mix, weight_p, weight_q, sums);
 }
 
@@ -1128,10 +1179,11 @@ struct Parts {
     float first, second, third, of_q;
 };
 
-// out = base scale + A, over the vocabulary; base may be absent, and so may the second and third parts. FRESH: nobody reads
-// the memory soon, so it is written past the caches.
+// out = base scale + A, over the vocabulary; base may be absent, and so may the second and third parts. FRESH: nobody
+// reads the memory soon, so it is written past the caches.
 template <bool BASE, bool SECOND, bool THIRD, bool FRESH>
-static void finish(const Row& row, const float* base, const Parts& c, float scale, float* wide, uint16_t* half, int dtype) {
+static void finish(const Row& row, const float* base, const Parts& c, float scale, float* wide, uint16_t* half,
+                   int dtype) {
     for (int64_t i = 0; i < row.vectors; ++i) {
         const int64_t at = i * W;
         vf g = load(row.core + at) * c.first + load(row.q + at) * c.of_q;
@@ -1141,8 +1193,10 @@ static void finish(const Row& row, const float* base, const Parts& c, float scal
         if (FRESH) {
             stream(wide + at, g);
         } else if (i < row.whole) {
-            if (wide) store(wide + at, g);
-            else narrow(half + at, g, dtype);
+            if (wide)
+                store(wide + at, g);
+            else
+                narrow(half + at, g, dtype);
         } else if (wide) {
             std::memcpy(wide + at, &g, (row.size - at) * sizeof(float));
         } else {
@@ -1167,7 +1221,8 @@ static Out out_of(const AmidkdCall& call, int64_t token) {
     const int64_t row = m.rows ? m.rows[token] : token;
     if (m.dtype != FLOAT32) return {nullptr, static_cast<uint16_t*>(m.data) + row * m.stride, m.dtype, false};
     float* wide = static_cast<float*>(m.data) + row * m.stride;
-    const bool fresh = STREAMS && m.data != call.student.data && call.vocabulary % W == 0 && reinterpret_cast<uintptr_t>(wide) % 64 == 0;
+    const bool fresh = STREAMS && m.data != call.student.data && call.vocabulary % W == 0 &&
+                       reinterpret_cast<uintptr_t>(wide) % 64 == 0;
     return {wide, nullptr, FLOAT32, fresh};
 }
 
@@ -1195,8 +1250,10 @@ static void finish_row(const Row& row, const float* base, const Parts& c, float 
 }
 
 static void finish_row(const Row& row, const float* base, const Parts& c, float scale, const Out& out) {
-    if (out.fresh) finish_row<true>(row, base, c, scale, out);
-    else finish_row<false>(row, base, c, scale, out);
+    if (out.fresh)
+        finish_row<true>(row, base, c, scale, out);
+    else
+        finish_row<false>(row, base, c, scale, out);
 }
 
 // -log q(label) at temperature 1, and weight (softmax - onehot) in `extra` where a gradient is wanted.
@@ -1310,15 +1367,18 @@ static void centre_apart(const Row& row, Mix& mix, const AmidkdTerm& term, int64
     mix.only_q = float(of_q - larger);
 }
 
-// KL(p||r), KL(q||r) or both of one assistant, with the gradient on top of `base`; a term that is absent is null. False: log Z
-// is far from 0, where the sums of one sweep lose digits.
-static bool kl_terms(const AmidkdCall& call, const Row& row, const AmidkdTerm* of_p, const AmidkdTerm* of_q, const Mix& mix,
-                     const float* base, float scale, const Out* out, float& value, bool& wrote) {
+// KL(p||r), KL(q||r) or both of one assistant, with the gradient on top of `base`; a term that is absent is null.
+// False: log Z is far from 0, where the sums of one sweep lose digits.
+static bool kl_terms(const AmidkdCall& call, const Row& row, const AmidkdTerm* of_p, const AmidkdTerm* of_q,
+                     const Mix& mix, const float* base, float scale, const Out* out, float& value, bool& wrote) {
     const double weight_p = of_p ? of_p->weight * of_p->factor : 0, weight_q = of_q ? of_q->weight * of_q->factor : 0;
     KLSums sums;
-    if (of_p && of_q) kl_row<true, true>(row, mix, float(weight_p), float(weight_q), sums);
-    else if (of_p) kl_row<true, false>(row, mix, 1.0f, 0.0f, sums);
-    else kl_row<false, true>(row, mix, 0.0f, of_q->detached ? 0.0f : 1.0f, sums);
+    if (of_p && of_q)
+        kl_row<true, true>(row, mix, float(weight_p), float(weight_q), sums);
+    else if (of_p)
+        kl_row<true, false>(row, mix, 1.0f, 0.0f, sums);
+    else
+        kl_row<false, true>(row, mix, 0.0f, of_q->detached ? 0.0f : 1.0f, sums);
     wrote = false;
     if (any(sums.infinite)) {
         value = INFINITE;
@@ -1334,8 +1394,11 @@ static bool kl_terms(const AmidkdCall& call, const Row& row, const AmidkdTerm* o
     const double temper = 1 / call.temperature;
     const double weight = (of_p && of_q ? 1 : weight_p + weight_q) * temper * mix.rest;
     const double third = weight_q * temper;
-    const double all = weight * (down * in_all(sums.first) + less * in_all(sums.second)) - third * (in_all(sums.third) - l);
-    finish_row(row, base, {float(weight * down), float(weight * less), float(-third), float(third * l - all) * row.inv_s}, scale, *out);
+    const double all =
+        weight * (down * in_all(sums.first) + less * in_all(sums.second)) - third * (in_all(sums.third) - l);
+    finish_row(row, base,
+               {float(weight * down), float(weight * less), float(-third), float(third * l - all) * row.inv_s}, scale,
+               *out);
     wrote = true;
     return true;
 }
@@ -1349,13 +1412,16 @@ static float term_row(const AmidkdCall& call, const Row& row, const AmidkdTerm& 
     wrote = false;
     if (term.form == KL && term.anchor_first && !mix.pure && !measured) {
         float value = 0;
-        if (kl_terms(call, row, by_student ? nullptr : &term, by_student ? &term : nullptr, mix, base, scale, out, value, wrote))
+        if (kl_terms(call, row, by_student ? nullptr : &term, by_student ? &term : nullptr, mix, base, scale, out,
+                     value, wrote))
             return value;
     }
     float log_z = 0;
     if (!mix.pure) {
-        if (mix.geometric) log_z = by_student ? mixture_of<true, true>(row, mix) : mixture_of<true, false>(row, mix);
-        else log_z = by_student ? mixture_of<false, true>(row, mix) : mixture_of<false, false>(row, mix);
+        if (mix.geometric)
+            log_z = by_student ? mixture_of<true, true>(row, mix) : mixture_of<true, false>(row, mix);
+        else
+            log_z = by_student ? mixture_of<false, true>(row, mix) : mixture_of<false, false>(row, mix);
     }
     if (measured) measure_assistant(call, row, mix, log_z, token);
     if (log_z == -INFINITE) return INFINITE;
@@ -1369,19 +1435,22 @@ static float term_row(const AmidkdCall& call, const Row& row, const AmidkdTerm& 
     if (out) {
         const double weight = term.weight * term.factor / call.temperature;
         const double all = in_all(sums.first) - in_all(sums.to_r) * in_all(sums.second);
-        finish_row(row, base, {float(weight), float(-weight * in_all(sums.to_r)), 0.0f, float(-weight * all) * row.inv_s}, scale, *out);
+        finish_row(row, base,
+                   {float(weight), float(-weight * in_all(sums.to_r)), 0.0f, float(-weight * all) * row.inv_s}, scale,
+                   *out);
         wrote = true;
     }
     return float(term.weight * term.factor * in_all(sums.value));
 }
 
-// Whether a term and the next are KL(p||r) and KL(q||r) of one assistant (GKD, Jensen-Shannon), which one sweep computes.
+// Whether a term and the next are KL(p||r) and KL(q||r) of one assistant (GKD, Jensen-Shannon), which one sweep
+// computes.
 static bool together(const AmidkdCall& call, int64_t number, int64_t token) {
     const AmidkdTerm &a = call.terms[number], &b = call.terms[number + 1];
     const auto usual = [&](const AmidkdTerm& x) { return x.form == KL && x.anchor_first && !x.detached; };
     const double lam = a.lam[token * a.lam_step];
-    return usual(a) && usual(b) && a.anchor != b.anchor && !call.metrics && lam > 0 && lam < 1 && lam == b.lam[token * b.lam_step] &&
-           a.s[token * a.s_step] == b.s[token * b.s_step];
+    return usual(a) && usual(b) && a.anchor != b.anchor && !call.metrics && lam > 0 && lam < 1 &&
+           lam == b.lam[token * b.lam_step] && a.s[token * a.s_step] == b.s[token * b.s_step];
 }
 
 // A token with NaN or +inf among its logits: NaN wherever it is looked at, since a comparison would hide it.
@@ -1412,7 +1481,8 @@ static void token_row(const AmidkdCall& call, Row& row, int64_t token) {
         row.zt = teacher.z;
         row.lse_t = teacher.shift + log_of(teacher.sum);
         row.inv_t = float(1 / teacher.sum);
-        row.apart = float((double(teacher.shift) - double(student.shift)) + (std::log(teacher.sum) - std::log(student.sum)));
+        row.apart =
+            float((double(teacher.shift) - double(student.shift)) + (std::log(teacher.sum) - std::log(student.sum)));
         empty = empty || teacher.shift == -INFINITE;
         broken = broken || std::isnan(teacher.sum);
     }
@@ -1443,8 +1513,8 @@ static void token_row(const AmidkdCall& call, Row& row, int64_t token) {
             Mix mix = mix_of(*first, token);
             if (row.masked && mix.wide) centre_apart(row, mix, *first, token);
             if (first->anchor == 1) std::swap(first, second);
-            done = kl_terms(call, row, first, second, mix, base, last ? scale : 1.0f, gradient ? (last ? &final_out : &partial) : nullptr,
-                            found, wrote);
+            done = kl_terms(call, row, first, second, mix, base, last ? scale : 1.0f,
+                            gradient ? (last ? &final_out : &partial) : nullptr, found, wrote);
             if (done) ++j;
         }
         const bool last = j + 1 == call.term_count;
