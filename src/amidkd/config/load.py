@@ -95,12 +95,17 @@ def parse(tree: Mapping[str, Any], where: str = "the run file") -> RunConfig:
 def dump_yaml(config: RunConfig) -> str:
     """The resolved run file as text: every setting with the value it has in this run."""
     tree = config.model_dump(mode="json")
-    if config.objective.terms is not None:
-        # Beside terms these have no effect, and the schema refuses them.
-        tree["objective"] = {
-            key: value for key, value in tree["objective"].items() if key not in TermConfig.model_fields
-        }
+    tree["objective"] = _without_idle(tree["objective"])
+    if tree["objective"]["student_text"] is not None:
+        tree["objective"]["student_text"] = _without_idle(tree["objective"]["student_text"])
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+
+
+def _without_idle(objective: dict[str, Any]) -> dict[str, Any]:
+    """An objective as the schema takes it back: beside ``terms`` it refuses a term's own keys."""
+    if objective["terms"] is None:
+        return objective
+    return {key: value for key, value in objective.items() if key not in TermConfig.model_fields}
 
 
 def _siblings(path: Path) -> list[Path]:
@@ -241,7 +246,8 @@ def _explain(detail: Any) -> str:
 
 _TAGS = {
     "pretrained", "from_scratch", "depth_pruned", "constant", "linear", "cosine", "piecewise", "adaptive",
-    "number", "settings", "switch", "live", "dataset", "float", "int", "bool", "str",
+    "number", "settings", "switch", "live", "float", "int", "bool", "str",
+    "dataset", "on_policy", "mixed", "sequence_level", "contrastive", "warmup", "transformers", "vllm",
 }  # fmt: skip
 
 

@@ -16,7 +16,11 @@ __all__ = [
     "ObjectiveConfig",
     "PiecewiseSchedule",
     "ScheduleConfig",
+    "SumConfig",
     "TermConfig",
+    "WeightedTermConfig",
+    "WeightingConfig",
+    "schedule_values",
 ]
 
 Between = Literal[
@@ -143,7 +147,7 @@ ScheduleConfig = Annotated[
 ]
 
 
-def _values(setting: Any) -> list[float]:
+def schedule_values(setting: Any) -> list[float]:
     """Every value at which a setting's schedule bends: its extremes."""
     if isinstance(setting, (int, float)):
         return [float(setting)]
@@ -178,8 +182,8 @@ class TermConfig(Section):
     @field_validator("lam")
     @classmethod
     def _weight(cls, value: Any) -> Any:
-        if any(not 0 <= x <= 1 for x in _values(value)):
-            raise ValueError(f"lam weights the teacher and must stay within [0, 1]; got {_values(value)}")
+        if any(not 0 <= x <= 1 for x in schedule_values(value)):
+            raise ValueError(f"lam weights the teacher and must stay within [0, 1]; got {schedule_values(value)}")
         return value
 
     @model_validator(mode="after")
@@ -192,28 +196,62 @@ class TermConfig(Section):
         return self
 
 
-class ObjectiveConfig(TermConfig):
-    """What the student minimises. With ``terms`` it is their weighted sum (GKD needs two)."""
+class SumConfig(TermConfig):
+    """A divergence, or with ``terms`` the weighted sum of several."""
 
     terms: list["WeightedTermConfig"] | None = Field(
         None, description="Several weighted divergences instead of the one above, such as GKD's two."
     )
-    temperature: float = Field(1.0, gt=0, description="Divides the logits of both sides; no T² factor.")
-    cross_entropy_weight: float = Field(
-        0.0, ge=0, description="Weight of cross-entropy on the data's labels, added to the divergence."
-    )
 
     @model_validator(mode="after")
-    def _one_or_several(self) -> "ObjectiveConfig":
+    def _one_or_several(self) -> "SumConfig":
         if self.terms is not None:
             if not self.terms:
                 raise ValueError("terms is empty; list at least one, or remove it")
-            single = {"divergence", "between", "alpha", "lam", "detach_assistant"} & self.model_fields_set
+            single = set(TermConfig.model_fields) & self.model_fields_set
             if single:
                 raise ValueError(
                     f"{', '.join(sorted(single))} beside `terms` would have no effect; put them into the terms"
                 )
         return self
+
+
+class WeightingConfig(Section):
+    """How much each token counts. The sum is still divided by the number of tokens, so that a weight of 1 is neutral.
+
+    w = origin · (1 − strength + strength · m), where m ∈ [0, 1] is what ``by`` measures at the token.
+    """
+
+    data: float = Field(1.0, ge=0, description="Weight of the data's text.")
+    teacher: float = Field(1.0, ge=0, description="Weight of text that the teacher wrote.")
+    student: float = Field(1.0, ge=0, description="Weight of text that the student wrote.")
+    by: Literal["none", "teacher_entropy", "student_entropy", "disagreement"] = Field(
+        "none",
+        description="m: 1 − exp(−entropy) of the teacher or the student, or the total variation between the two.",
+    )
+    favour: Literal["high", "low"] = Field("high", description="`low` takes 1 − m in place of m.")
+    strength: float = Field(1.0, ge=0, le=1, description="0: m has no effect; 1: a token with m = 0 does not count.")
+
+    @model_validator(mode="after")
+    def _something_counts(self) -> "WeightingConfig":
+        if self.data == self.teacher == self.student == 0:
+            raise ValueError("data, teacher and student are all 0, so no token counts; set one above 0")
+        return self
+
+
+class ObjectiveConfig(SumConfig):
+    """What the student minimises. With ``terms`` it is their weighted sum (GKD needs two)."""
+
+    student_text: SumConfig | None = Field(
+        None,
+        description="Another objective where the student wrote the text (policies that let it write). Default: the "
+        "same; with `policy.kind: contrastive`, skew reverse KL.",
+    )
+    weighting: WeightingConfig = Field(default_factory=WeightingConfig, description="How much each token counts.")
+    temperature: float = Field(1.0, gt=0, description="Divides the logits of both sides; no T² factor.")
+    cross_entropy_weight: float = Field(
+        0.0, ge=0, description="Weight of cross-entropy on the data's labels, added to the divergence."
+    )
 
 
 class WeightedTermConfig(TermConfig):
@@ -222,4 +260,5 @@ class WeightedTermConfig(TermConfig):
     weight: float = Field(gt=0, description="Weight of this term.")
 
 
+SumConfig.model_rebuild()
 ObjectiveConfig.model_rebuild()

@@ -8,16 +8,15 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from amidkd.config.base import Section, path_field
-from amidkd.config.objective import ObjectiveConfig
+from amidkd.config.objective import ObjectiveConfig, SumConfig
+from amidkd.config.policy import DatasetPolicy, GenerationConfig, PolicyConfig
 
 __all__ = [
     "CorpusConfig",
     "DataConfig",
-    "DatasetPolicy",
     "DepthPrunedStudent",
     "EvaluationConfig",
     "FromScratchStudent",
-    "GenerationConfig",
     "KernelsConfig",
     "LiveTeacher",
     "LoraConfig",
@@ -115,18 +114,6 @@ class LiveTeacher(Section):
     trust_remote_code: bool = Field(False, description="Run model code that comes with the weights.")
 
 
-class GenerationConfig(Section):
-    """How the teacher answers prompts that have no completion."""
-
-    max_new_tokens: int = Field(256, gt=0, description="Longest answer, in tokens.")
-    temperature: float = Field(1.0, ge=0, description="Sampling temperature; 0 is greedy.")
-    top_p: float = Field(1.0, gt=0, le=1, description="Nucleus of the sampling distribution.")
-    top_k: int = Field(0, ge=0, description="Sample among the k likeliest tokens; 0 is all.")
-    samples_per_prompt: int = Field(1, gt=0, description="Answers to each prompt.")
-    batch_size: int = Field(32, gt=0, description="Prompts in a batch.")
-    seed: int = Field(0, ge=0, description="Seed of the sampling.")
-
-
 class CorpusConfig(Section):
     """Plain text on which the student also learns to predict the next token (MiniLLM's language-model loss)."""
 
@@ -184,12 +171,6 @@ class DataConfig(Section):
         if self.validation is not None and self.validation_rows is not None:
             raise ValueError("validation_rows has no effect beside `validation`; remove one of them")
         return self
-
-
-class DatasetPolicy(Section):
-    """Learn from the data set's sequences (off-policy)."""
-
-    kind: Literal["dataset"] = "dataset"
 
 
 class TrainingConfig(Section):
@@ -258,6 +239,14 @@ class OutputConfig(Section):
     folder: str = Field(description="Run folder, made if absent.")
 
 
+_SKEW = {"divergence": "kl", "alpha": -1.0}
+
+
+def _is_contrastive(policy: Any) -> bool:
+    kind = policy.get("kind") if isinstance(policy, dict) else policy
+    return kind == "contrastive"
+
+
 class RunConfig(Section):
     """A run file."""
 
@@ -265,11 +254,24 @@ class RunConfig(Section):
     teacher: LiveTeacher | None = Field(None, description="The model to learn from; `sft` needs none.")
     data: DataConfig = Field(description="The rows to learn from.")
     objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig, description="What the student minimises.")
-    policy: DatasetPolicy = Field(default_factory=DatasetPolicy, description="Whose sequences are learnt from.")
+    policy: PolicyConfig = Field(default_factory=DatasetPolicy, description="Whose sequences are learnt from.")
     training: TrainingConfig = Field(default_factory=TrainingConfig, description="Optimisation.")
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig, description="Evaluation.")
     kernels: KernelsConfig = Field(default_factory=KernelsConfig, description="Loss kernels.")
     output: OutputConfig = Field(description="The run folder; a bare path is enough.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _objectives_of_the_policy(cls, tree: Any) -> Any:
+        """What ``policy.kind: contrastive`` fills in where the run file gives no objective (DistiLLM-2, skew 0.1)."""
+        if not isinstance(tree, dict) or not _is_contrastive(tree.get("policy")):
+            return tree
+        given = tree.get("objective") or {}
+        if not isinstance(given, dict):
+            return tree
+        own = {} if set(SumConfig.model_fields) & set(given) else {"between": "teacher||assistant", **_SKEW, "lam": 0.1}
+        reverse = {"between": "student||assistant", **_SKEW, "lam": 0.9}
+        return {**tree, "objective": {**own, "student_text": reverse, **given}}
 
     @field_validator("output", mode="before")
     @classmethod

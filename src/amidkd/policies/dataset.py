@@ -3,6 +3,7 @@
 from typing import Any, Protocol, final, runtime_checkable
 
 from amidkd.config import DatasetPolicy as DatasetPolicyConfig
+from amidkd.config import PolicyConfig
 from amidkd.data import Sequences
 from amidkd.errors import SettingError
 
@@ -51,7 +52,7 @@ class DatasetPolicy:
             )
 
 
-def make_policy(config: DatasetPolicyConfig) -> Policy:
+def make_policy(config: PolicyConfig) -> Policy:
     """The policy that a run file's ``policy`` section asks for.
 
     Raises:
