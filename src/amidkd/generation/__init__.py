@@ -1,5 +1,5 @@
 """Who writes text: the seam, and the engines behind it."""
 
-from amidkd.generation.base import GenerationFailed, Generator, Prompts
+from amidkd.generation.base import GenerationError, Generator, Prompts
 
-__all__ = ["GenerationFailed", "Generator", "Prompts"]
+__all__ = ["GenerationError", "Generator", "Prompts"]

@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-__all__ = ["GenerationFailed", "Generator", "Prompts"]
+__all__ = ["GenerationError", "Generator", "Prompts"]
 
 
-class GenerationFailed(RuntimeError):
+class GenerationError(RuntimeError):
     """Text could not be written: the server is gone, and trying again did not help.
 
     A run saves a checkpoint and stops; going on from it asks again.
@@ -53,7 +53,7 @@ class Generator(Protocol):
 
         Raises:
             SettingError: A prompt that the model's context has no room for.
-            GenerationFailed: The engine is gone.
+            GenerationError: The engine is gone.
         """
 
     def update_weights(self, version: int) -> None:
@@ -63,7 +63,7 @@ class Generator(Protocol):
             version: Optimizer steps made; where it is the version held already, there is nothing to do.
 
         Raises:
-            GenerationFailed: The engine is gone.
+            GenerationError: The engine is gone.
         """
 
     def close(self) -> None:
