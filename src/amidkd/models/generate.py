@@ -29,33 +29,35 @@ def generate(
     *,
     eos_ids: Sequence[int],
     pad_id: int,
-    max_new_tokens: int,
+    max_new_tokens: int | Sequence[int],
     temperature: float,
     top_p: float = 1.0,
     top_k: int = 0,
     batch_size: int,
     seed: int,
+    streams: Sequence[int] | None = None,
     vocab_size: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[list[int]]:
     """Answer prompts.
 
-    Neither depends on the global random generators nor disturbs them; an answer depends on the seed and the
-    prompt's index, not on the batch it is made in (beyond the rounding of the logits). The model keeps its mode and
-    settings.
+    Neither depends on the global random generators nor disturbs them; an answer depends on the seed, its stream, the
+    prompt and the weights, not on the batch it is made in (beyond the rounding of the logits). The model keeps its
+    mode and settings.
 
     Args:
         model: A causal model, not wrapped for distribution.
         prompts: Token ids of each prompt, at least one each.
         eos_ids: Ids that end an answer.
         pad_id: Id that fills the left of short prompts; masked, so any valid id will do.
-        max_new_tokens: Longest answer, EOS included. Where prompt and answer together would pass the model's
-            ``max_position_embeddings``, the answer is cut there.
+        max_new_tokens: Longest answer, EOS included; one number, or one for each prompt. Where prompt and answer
+            together would pass the model's ``max_position_embeddings``, the answer is cut there.
         temperature: 0 is greedy.
         top_p: Nucleus, in (0, 1].
         top_k: Sample among the k likeliest tokens; 0 is all.
         batch_size: Prompts in a forward pass.
         seed: Seed of the sampling.
+        streams: Names the random numbers of each answer; default the prompts' indices.
         vocab_size: Ids from here on never come (padded rows of the head).
         progress: Called after each batch with the prompts answered and the tokens made in it.
 
@@ -72,11 +74,16 @@ def generate(
         [[7, 9, 2]]
     """
     sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k)
-    if max_new_tokens < 1 or batch_size < 1:
-        raise SettingError(f"max_new_tokens and batch_size must be above 0; got {max_new_tokens} and {batch_size}")
+    longest = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
+    names = list(range(len(prompts)) if streams is None else streams)
+    if not len(longest) == len(names) == len(prompts):
+        raise SettingError(f"max_new_tokens and streams must have one value a prompt; got {len(longest)}, {len(names)}")
+    least = max_new_tokens if isinstance(max_new_tokens, int) else min(longest, default=1)
+    if least < 1 or batch_size < 1:
+        raise SettingError(f"max_new_tokens and batch_size must be above 0; got {least} and {batch_size}")
     if vocab_size is not None and vocab_size < 1:
         raise SettingError(f"vocab_size must be above 0; got {vocab_size}")
-    limits = _answer_limits(model, prompts, max_new_tokens)
+    limits = _answer_limits(model, prompts, longest)
     decoder = _Decoder(model, sampling, frozenset(eos_ids), pad_id, vocab_size)
     answers: list[list[int]] = [[] for _ in prompts]
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
@@ -84,7 +91,9 @@ def generate(
     with torch.no_grad(), evaluating(model), torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         for rows in _batches(order, [len(prompt) for prompt in prompts], batch_size, mixed=decoder.caches):
-            made = decoder.run([prompts[row] for row in rows], [limits[row] for row in rows], rows, seed)
+            made = decoder.run(
+                [prompts[row] for row in rows], [limits[row] for row in rows], [names[row] for row in rows], seed
+            )
             for row, answer in zip(rows, made, strict=True):
                 answers[row] = answer
             if progress is not None:
@@ -110,11 +119,11 @@ class _Decoder:
         takes = "past_key_values" in forward_parameters(self.model)
         return takes and not getattr(base_of(self.model), "_is_stateful", False)
 
-    def run(self, prompts: list[Sequence[int]], limits: list[int], rows: list[int], seed: int) -> list[list[int]]:
+    def run(self, prompts: list[Sequence[int]], limits: list[int], streams: list[int], seed: int) -> list[list[int]]:
         """Answer one batch."""
         device, steps = self.device, max(limits)
         tokens, attention = _left_padded(prompts, self.pad_id, device)
-        uniform_BS = random_numbers(seed, rows, steps if self.sampling.temperature else 0).to(device)
+        uniform_BS = random_numbers(seed, streams, steps if self.sampling.temperature else 0).to(device)
         answers: list[list[int]] = [[] for _ in prompts]
         forward = _Forward(self.model, tokens, attention, caches=self.caches)
         places, done = list(range(len(prompts))), [False] * len(prompts)
@@ -219,14 +228,14 @@ def _left_padded(prompts: list[Sequence[int]], pad_id: int, device: torch.device
     return torch.tensor(tokens, device=device), torch.tensor(attention, device=device)
 
 
-def _answer_limits(model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[int]:
+def _answer_limits(model: Any, prompts: Sequence[Sequence[int]], longest: list[int]) -> list[int]:
     """Longest answer to each prompt that the model's context has room for."""
     context = getattr(text_config(model), "max_position_embeddings", None)
     limits = []
     for index, prompt in enumerate(prompts):
         if len(prompt) == 0:
             raise SettingError(f"prompt {index} is empty; give it at least one token, such as BOS")
-        room = max_new_tokens if context is None else min(max_new_tokens, int(context) - len(prompt))
+        room = longest[index] if context is None else min(longest[index], int(context) - len(prompt))
         if room < 1:
             raise SettingError(
                 f"prompt {index} has {len(prompt)} tokens, which leaves no room for an answer in the model's "
