@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from warnings import warn
@@ -20,20 +20,20 @@ from amidkd.training.arguments import check_training_settings, steps_of, trainin
 from amidkd.training.card import write_card
 from amidkd.training.checkpoint import chosen_checkpoint, keep_newest
 from amidkd.training.fingerprint import check_same_run, hash_examples, run_settings
-from amidkd.training.objective import ScheduledObjective, learns_through_assistant
-from amidkd.training.settings import LossSettings
-from amidkd.training.stages import (
+from amidkd.training.lessons import (
     Answering,
     Lessons,
-    StageResult,
     answer_prompts,
+    check_room,
     check_tokens,
     gather_lessons,
-    load_corpus,
     read_rows,
-    stage_arguments,
-    train_stage,
+    rows_to_answer,
+    warm_start_of,
 )
+from amidkd.training.objective import ScheduledObjective, learns_through_assistant
+from amidkd.training.settings import LossSettings
+from amidkd.training.stages import StageResult, load_corpus, stage_arguments, train_stage
 
 __all__ = ["distill", "run_generate", "sft", "warm_start_of"]
 
@@ -130,19 +130,6 @@ def run_generate(config: RunConfig) -> Path:
     return run.folder.generated_file
 
 
-def warm_start_of(config: RunConfig) -> WarmStartConfig | None:
-    """The warm start of a distillation, or None: on by default for a student from random weights.
-
-    Args:
-        config: The run.
-    """
-    setting = config.student.warm_start
-    if isinstance(setting, WarmStartConfig):
-        return setting
-    wanted = config.student.kind == "from_scratch" if setting is None else setting
-    return WarmStartConfig() if wanted else None
-
-
 def _train(config: RunConfig, verb: str) -> RunFolder:
     run = _begin(config, verb)
     check_backend(config.kernels.backend, run.device)
@@ -150,15 +137,17 @@ def _train(config: RunConfig, verb: str) -> RunFolder:
     chosen_checkpoint(run.folder.path, resume)
     _check_folder(run, resume=bool(resume))
     encoder = Encoder(run.tokenizer, config.data)
-    encoded, places = read_rows(config, encoder)
-    answers = bool(encoded.prompts) and config.data.unlabelled == "teacher_answers"
+    material = read_rows(config, encoder)
+    answers = bool(rows_to_answer(config, material, verb))
     if config.teacher is not None and (verb == "distill" or answers):
         run.teacher = make_teacher(config.teacher, student_tokenizer=run.tokenizer, device=run.device)
     # Before the teacher answers, which may take hours: a student that cannot be made stops the run here.
     student = _fresh_student(run)
+    models = {"student": student} if run.teacher is None else {"student": student, "teacher": run.teacher.model}
+    check_room(config, material, models)
     began = time.perf_counter()
     answering = _answering(run, encoder) if answers and run.teacher is not None else None
-    lessons = gather_lessons(encoded, places, answering, first=run.first, wait=run.wait)
+    lessons = gather_lessons(config, material, answering, verb=verb, first=run.first, wait=run.wait)
     seconds = time.perf_counter() - began
     vocab_size = vocabulary_size(run.tokenizer) if run.teacher is None else run.teacher.vocab_size
     check_tokens(lessons, vocab_size)
@@ -233,6 +222,7 @@ def _contents(run: _Run, lessons: Lessons, corpus: Any) -> dict[str, Any]:
         "verb": run.verb,
         "processes": run.processes,
         "contents.data": hash_examples(lessons.examples),
+        "contents.warm": None if lessons.warm is lessons.examples else hash_examples(lessons.warm),
         "contents.corpus": None if corpus is None else hash_examples(corpus.windows),
         "contents.teacher": None if run.teacher is None else run.teacher.fingerprint(),
     }
@@ -304,7 +294,7 @@ def _warmed_student(run: _Run, student: Any, lessons: Lessons, settings: dict[st
             name="warm start",
             student=student,
             tokenizer=run.tokenizer,
-            lessons=lessons,
+            lessons=replace(lessons, examples=lessons.warm),
             loss=LossSettings(vocab_size=vocab_size, kernels=config.kernels),
             settings={**settings, "stage": WARM_START},
             differing=_warm_arguments(config, warm),
