@@ -43,11 +43,14 @@ from amidkd.config.schema import (
     LoraConfig,
     OutputConfig,
     PretrainedStudent,
+    PreviousStudent,
     RunConfig,
+    StageConfig,
     StudentConfig,
     TrainingConfig,
     WarmStartConfig,
 )
+from amidkd.config.stages import final_config, stage_configs
 
 __all__ = [
     "AdaptivePolicy",
@@ -75,10 +78,12 @@ __all__ = [
     "PiecewiseSchedule",
     "PolicyConfig",
     "PretrainedStudent",
+    "PreviousStudent",
     "RunConfig",
     "SamplingConfig",
     "ScheduleConfig",
     "SequenceLevelPolicy",
+    "StageConfig",
     "StudentConfig",
     "StudentSampling",
     "SumConfig",
@@ -91,7 +96,9 @@ __all__ = [
     "WeightedTermConfig",
     "WeightingConfig",
     "dump_yaml",
+    "final_config",
     "load",
     "parse",
     "schedule_values",
+    "stage_configs",
 ]

@@ -13,7 +13,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from amidkd.config.objective import TermConfig
-from amidkd.config.schema import RunConfig
+from amidkd.config.schema import RunConfig, StageConfig
+from amidkd.config.stages import merged_stage, stage_names
 from amidkd.errors import SettingError
 
 __all__ = ["dump_yaml", "load", "models_in", "parse"]
@@ -69,14 +70,15 @@ def load(source: str | os.PathLike[str], overrides: Iterable[str] = ()) -> RunCo
         hint = f"; did you mean {path.parent / near[0]}?" if near else ""
         raise SettingError(f"no run file at {path}{hint}")
     tree = _read_yaml(path.read_text(encoding="utf-8"), str(path))
-    _resolve_paths(tree, path.resolve().parent)
+    for part in (tree, *_stages_of(tree)):
+        _resolve_paths(part, path.resolve().parent)
     for assignment in overrides:
         _apply_override(tree, assignment)
     return parse(tree, where=str(path))
 
 
 def parse(tree: Mapping[str, Any], where: str = "the run file") -> RunConfig:
-    """Check a run file's tree against the schema.
+    """Check a run file's tree against the schema, and each stage as the run that it is.
 
     Args:
         tree: Sections by name, as YAML gives them.
@@ -85,20 +87,73 @@ def parse(tree: Mapping[str, Any], where: str = "the run file") -> RunConfig:
     Raises:
         SettingError: With one line for each thing that is wrong.
     """
+    tree = dict(tree)
+    stages = tree.pop("stages", None)
+    names = [] if stages is None else stage_names(stages, where)
+    found, lines = _validated(tree)
+    whole = []
+    # What is wrong with the run file itself would be said again for each stage.
+    for number, name in enumerate(names if not lines else (), start=1):
+        stage, wrong = _stage(tree, stages[number - 1], number, len(names))
+        lines += [f"stages[{number}].{line}" for line in wrong]
+        whole.append({**stage, "name": name})
+    if lines:
+        raise SettingError("\n".join([f"{where} cannot be used:", *(f"  {line}" for line in lines)]))
+    assert found is not None
+    checked = [StageConfig.model_validate(stage) for stage in whole]
+    return found.model_copy(update={"stages": checked}) if checked else found
+
+
+def _validated(tree: Mapping[str, Any]) -> tuple[RunConfig | None, list[str]]:
     try:
-        return RunConfig.model_validate(dict(tree))
+        return RunConfig.model_validate(tree), []
     except ValidationError as error:
-        lines = [_explain(detail) for detail in error.errors()]
-        raise SettingError("\n".join([f"{where} cannot be used:", *(f"  {line}" for line in lines)])) from None
+        return None, [_explain(detail) for detail in error.errors()]
+
+
+def _stage(tree: Mapping[str, Any], given: Mapping[str, Any], number: int, count: int) -> tuple[dict, list[str]]:
+    """A stage with all its sections, and what is wrong with it."""
+    unknown = [key for key in given if key not in {*StageConfig.model_fields, *RunConfig.model_fields}]
+    if unknown:
+        return {}, [f"{key}: unknown key{_suggest(key, StageConfig.model_fields)}" for key in unknown]
+    verb = given.get("verb", "distill")
+    if verb not in ("distill", "sft"):
+        return {}, [f"verb: must be distill or sft; got {verb!r}{_suggest(verb, ('distill', 'sft'))}"]
+    try:
+        merged = merged_stage(tree, given, first=number == 1, last=number == count)
+    except ValueError as error:
+        return {}, [str(error)]
+    found, lines = _validated(merged)
+    if found is None:
+        return {}, lines
+    if found.teacher is None and verb == "distill":
+        return {}, ["teacher: distill needs one; add it, or let this stage have `verb: sft`"]
+    stage = {key: value for key, value in _tree_of(found).items() if key in StageConfig.model_fields}
+    if number > 1:
+        stage["student"] = {**stage["student"], "kind": "previous"}
+        del stage["student"]["model"]
+    return {**stage, "verb": verb}, []
 
 
 def dump_yaml(config: RunConfig) -> str:
     """The resolved run file as text: every setting with the value it has in this run."""
+    tree = _tree_of(config)
+    if config.stages is None:
+        del tree["stages"]
+    else:
+        tree["stages"] = [_tree_of(stage) for stage in config.stages]
+        for stage in tree["stages"]:
+            # The run file's holds for all of them.
+            del stage["training"]["resume_from_checkpoint"]
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+
+
+def _tree_of(config: RunConfig | StageConfig) -> dict[str, Any]:
     tree = config.model_dump(mode="json")
     tree["objective"] = _without_idle(tree["objective"])
     if tree["objective"]["student_text"] is not None:
         tree["objective"]["student_text"] = _without_idle(tree["objective"]["student_text"])
-    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+    return tree
 
 
 def _without_idle(objective: dict[str, Any]) -> dict[str, Any]:
@@ -132,8 +187,11 @@ def _apply_override(tree: dict[str, Any], assignment: str) -> None:
         value = yaml.load(text, Loader=_Loader) if text else None
     except yaml.YAMLError as error:
         raise SettingError(f"override {assignment!r}: its value is not valid YAML: {error}") from None
-    *parents, leaf = key.split(".")
     node = tree
+    parts = key.split(".")
+    if parts[0] == "stages" and len(parts) > 2:
+        node, parts = _stage_named(tree, parts[1], key), parts[2:]
+    *parents, leaf = parts
     for parent in parents:
         child = node.get(parent)
         if not isinstance(child, dict):
@@ -147,6 +205,21 @@ def _apply_override(tree: dict[str, Any], assignment: str) -> None:
     for parent in parents:
         branch = branch[parent]
     node[leaf] = branch[leaf]
+
+
+def _stages_of(tree: dict[str, Any]) -> list[dict[str, Any]]:
+    stages = tree.get("stages")
+    return [stage for stage in stages if isinstance(stage, dict)] if isinstance(stages, list) else []
+
+
+def _stage_named(tree: dict[str, Any], name: str, key: str) -> dict[str, Any]:
+    """The tree of a stage, by its name or its number from 1."""
+    found: dict[str, dict[str, Any]] = {}
+    for number, stage in enumerate(_stages_of(tree), start=1):
+        found[str(number)] = found[str(stage.get("name", number))] = stage
+    if name not in found:
+        raise SettingError(f"override {key}: no stage {name!r}{_suggest(name, found)}")
+    return found[name]
 
 
 _SHORTHAND = {

@@ -22,7 +22,9 @@ __all__ = [
     "LoraConfig",
     "OutputConfig",
     "PretrainedStudent",
+    "PreviousStudent",
     "RunConfig",
+    "StageConfig",
     "StudentConfig",
     "TrainingConfig",
     "WarmStartConfig",
@@ -94,6 +96,12 @@ class DepthPrunedStudent(_Student):
 
     kind: Literal["depth_pruned"] = "depth_pruned"
     layers: int = Field(gt=0, description="How many of the teacher's layers to keep.")
+
+
+class PreviousStudent(_Student):
+    """The student of the stage before; every stage after the first starts from it."""
+
+    kind: Literal["previous"] = "previous"
 
 
 StudentConfig = Annotated[PretrainedStudent | FromScratchStudent | DepthPrunedStudent, Field(discriminator="kind")]
@@ -239,6 +247,26 @@ class OutputConfig(Section):
     folder: str = Field(description="Run folder, made if absent.")
 
 
+class StageConfig(Section):
+    """A stage: any sections of a run file in part; what is not given is the run file's.
+
+    A section whose `kind` changes is replaced, others are merged key by key. Paths and folders are as in the run file.
+    """
+
+    name: str = Field(description="Name of its folder, in `stages` of the run folder. Default: its number from 1.")
+    verb: Literal["distill", "sft"] = Field("distill", description="What the stage does.")
+    student: Annotated[
+        PretrainedStudent | FromScratchStudent | DepthPrunedStudent | PreviousStudent, Field(discriminator="kind")
+    ] = Field(description="The first stage's model; of a later one its adapters, type and warm start alone.")
+    teacher: LiveTeacher | None = Field(None, description="As in a run file.")
+    data: DataConfig = Field(description="As in a run file.")
+    objective: ObjectiveConfig = Field(description="As in a run file.")
+    policy: PolicyConfig = Field(description="As in a run file.")
+    training: TrainingConfig = Field(description="As in a run file.")
+    evaluation: EvaluationConfig = Field(description="As in a run file.")
+    kernels: KernelsConfig = Field(description="As in a run file.")
+
+
 _SKEW = {"divergence": "kl", "alpha": -1.0}
 
 
@@ -259,6 +287,9 @@ class RunConfig(Section):
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig, description="Evaluation.")
     kernels: KernelsConfig = Field(default_factory=KernelsConfig, description="Loss kernels.")
     output: OutputConfig = Field(description="The run folder; a bare path is enough.")
+    stages: list[StageConfig] | None = Field(
+        None, description="Partial run files to run one after the other, each starting from the last one's student."
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -1,0 +1,202 @@
+"""Stages of a run: partial run files, each merged into the run file and starting from the last one's student."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from amidkd.config.objective import TermConfig
+from amidkd.config.schema import PretrainedStudent, PreviousStudent, RunConfig, StageConfig
+from amidkd.errors import SettingError
+
+__all__ = ["STAGES", "final_config", "merged_stage", "stage_configs", "stage_folder", "stage_names"]
+
+STAGES = "stages"
+"""Folder of the stages before the last, in the run folder."""
+
+_SECTIONS = tuple(name for name in StageConfig.model_fields if name not in ("name", "verb"))
+_BARE = {"student": "model", "teacher": "model", "policy": "kind", "divergence": "name"}
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def stage_configs(config: RunConfig) -> list[RunConfig]:
+    """Each stage as a run of its own, in order; without stages, the run itself.
+
+    Every stage but the last has its run folder in ``stages/`` of the run folder; the last one's is the run folder, so
+    that what is made there is the run's.
+
+    Args:
+        config: The run.
+    """
+    if config.stages is None:
+        return [config]
+    found = []
+    for place, stage in enumerate(config.stages):
+        student: Any = stage.student
+        if isinstance(student, PreviousStudent):
+            model = str(stage_folder(config, place - 1) / "student")
+            student = PretrainedStudent(model=model, **student.model_dump(exclude={"kind"}))
+        sections = {name: getattr(stage, name) for name in _SECTIONS}
+        output = config.output.model_copy(update={"folder": str(stage_folder(config, place))})
+        update = {**sections, "student": student, "output": output, "stages": None}
+        found.append(config.model_copy(update=update))
+    return found
+
+
+def final_config(config: RunConfig) -> RunConfig:
+    """The run whose student is in the run folder: the last stage, or the run itself."""
+    return stage_configs(config)[-1]
+
+
+def stage_folder(config: RunConfig, place: int) -> Path:
+    """Where a stage runs.
+
+    Args:
+        config: A run with stages.
+        place: Which of them, from 0.
+    """
+    assert config.stages is not None
+    whole = Path(config.output.folder)
+    return whole if place == len(config.stages) - 1 else whole / STAGES / config.stages[place].name
+
+
+def stage_names(stages: list[Any], where: str) -> list[str]:
+    """Names of the stages of a tree: those given, or their numbers from 1.
+
+    Args:
+        stages: The partial trees.
+        where: What messages call the source.
+
+    Raises:
+        SettingError: Not a list of mappings; a name that is no plain folder name, a number or not unique.
+    """
+    if not isinstance(stages, list) or not stages or not all(isinstance(stage, dict) for stage in stages):
+        raise SettingError(
+            f"{where} cannot be used:\n  stages: must be a list of at least one partial run file, such as "
+            "[{policy: {kind: warmup}}, {policy: {kind: mixed}}]"
+        )
+    names: list[str] = []
+    for number, stage in enumerate(stages, start=1):
+        name = str(stage.get("name", number))
+        wrong = "is not a plain folder name (letters, digits, `.`, `_`, `-`)" if not _NAME.fullmatch(name) else ""
+        if name.isdigit() and name != str(number):
+            wrong = f"is a number, but not this stage's: {number}"
+        if name in names:
+            wrong = "is another stage's name already"
+        if wrong:
+            raise SettingError(f"{where} cannot be used:\n  stages[{number}].name: {name!r} {wrong}")
+        names.append(name)
+    return names
+
+
+def merged_stage(base: Mapping[str, Any], stage: Mapping[str, Any], *, first: bool, last: bool) -> dict[str, Any]:
+    """The tree of a run file with a stage's settings in place of its own.
+
+    Sections are merged key by key; one whose ``kind`` (of a divergence: ``name``) changes is replaced. Not taken over
+    from the run file: a later stage's model, which is the last stage's student, and its warm start; adapters that are
+    not merged and evaluation after training, which are the last stage's.
+
+    Args:
+        base: The run file's tree, without ``stages``.
+        stage: The stage's.
+        first: Whether it is the first.
+        last: Whether it is the last.
+
+    Raises:
+        ValueError: A setting that a stage cannot have; the text names it.
+    """
+    known = {**stage}
+    for key in ("name", "verb"):
+        known.pop(key, None)
+    for key, advice in (
+        ("output", "the run file's `output` is the folder of all stages"),
+        ("stages", "a stage has no stages of its own"),
+    ):
+        if key in known:
+            raise ValueError(f"{key}: not a stage's setting: {advice}")
+    if isinstance(known.get("training"), dict) and "resume_from_checkpoint" in known["training"]:
+        raise ValueError("training.resume_from_checkpoint: not a stage's setting: set it for the whole run")
+    merged = {key: value for key, value in base.items() if key != "output"}
+    if not first:
+        merged["student"] = _inherited_student(base.get("student"))
+        known["student"] = _later_student(known.get("student"))
+    if not last:
+        merged = _without_what_is_last(merged)
+        _check_adapters(known.get("student"))
+    for key, value in known.items():
+        if value is not None:
+            merged[key] = _merged(key, merged.get(key), value)
+    return {**merged, "output": base.get("output")}
+
+
+_PLACEHOLDER = "the last stage's student"
+
+
+def _inherited_student(student: Any) -> dict[str, Any]:
+    """What of the run file's student holds for later stages."""
+    given = student if isinstance(student, dict) else {}
+    kept = {key: given[key] for key in ("dtype", "lora", "trust_remote_code") if key in given}
+    return {"kind": "pretrained", "model": _PLACEHOLDER, **kept}
+
+
+def _later_student(student: Any) -> dict[str, Any]:
+    if student is None:
+        return {}
+    if not isinstance(student, dict) or "model" in student or student.get("kind", "previous") != "previous":
+        raise ValueError(
+            "student: a stage after the first starts from the last one's student; give no model and no kind here"
+        )
+    return {key: value for key, value in student.items() if key != "kind"}
+
+
+def _without_what_is_last(tree: dict[str, Any]) -> dict[str, Any]:
+    """The student has to be a whole model for the next stage; and only the last one's is measured."""
+    student, evaluation = tree.get("student"), tree.get("evaluation")
+    if isinstance(student, dict) and isinstance(student.get("lora"), dict):
+        lora = {key: value for key, value in student["lora"].items() if key != "merge"}
+        tree = {**tree, "student": {**student, "lora": lora}}
+    if isinstance(evaluation, dict):
+        kept = {key: value for key, value in evaluation.items() if key != "after_training"}
+        tree = {**tree, "evaluation": kept}
+    return tree
+
+
+def _check_adapters(student: Any) -> None:
+    lora = student.get("lora") if isinstance(student, dict) else None
+    if isinstance(lora, dict) and lora.get("merge") is False:
+        raise ValueError(
+            "student.lora.merge: the next stage starts from this student, so its adapters must be merged; remove it, "
+            "or set it in the last stage"
+        )
+
+
+def _merged(key: str, old: Any, new: Any) -> Any:
+    """One value in place of another: mappings key by key, anything else as a whole."""
+    shorthand = _BARE.get(key)
+    if shorthand is not None:
+        old = {shorthand: old} if isinstance(old, str) else old
+        new = {shorthand: new} if isinstance(new, str) else new
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        return new
+    told = "name" if key == "divergence" else "kind"
+    before = _told(key, old, told)
+    if told in new and before is not None and before != new[told]:
+        return new
+    if key in ("objective", "student_text"):
+        old = _one_or_several(old, new)
+    return {**old, **{name: _merged(name, old.get(name), value) for name, value in new.items()}}
+
+
+def _told(key: str, section: dict[str, Any], told: str) -> Any:
+    if key == "student" and "kind" not in section and "model" in section:
+        return "pretrained"
+    return section.get(told)
+
+
+def _one_or_several(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """An objective is one term or a list of them; the stage's form is the one that holds."""
+    if new.get("terms") is not None:
+        return {key: value for key, value in old.items() if key not in TermConfig.model_fields}
+    if set(TermConfig.model_fields) & set(new) and "terms" not in new:
+        return {key: value for key, value in old.items() if key != "terms"}
+    return old
