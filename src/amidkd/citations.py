@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from amidkd.config import RunConfig, TermConfig
+from amidkd.config import RunConfig, TermConfig, stage_configs
 
 __all__ = ["CITATIONS", "Citation", "citations_of"]
 
@@ -207,7 +207,7 @@ def citations_of(config: RunConfig) -> list[Citation]:
         config: The run's settings.
 
     Returns:
-        Each work once, in the order of :data:`CITATIONS`. A run without a teacher uses no objective, so that it cites
+        Each work once, in the order of :data:`CITATIONS`; with stages, what any of them uses. A run without a teacher uses no objective, so that it cites
         none of the distillation methods.
 
     Example:
@@ -216,7 +216,9 @@ def citations_of(config: RunConfig) -> list[Citation]:
         >>> [c.key for c in citations_of(parse({**run, "objective": {"alpha": -1}}))][0]
         'ko2024distillm'
     """
-    used = set(_keys_of_objective(config)) | set(_keys_of_the_rest(config))
+    used: set[str] = set()
+    for stage in stage_configs(config):
+        used |= {*_keys_of_objective(stage), *_keys_of_the_rest(stage)}
     return [citation for key, citation in CITATIONS.items() if key in used]
 
 

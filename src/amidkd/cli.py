@@ -15,7 +15,7 @@ from typing import TextIO
 
 from amidkd import __version__
 from amidkd.allocator import keep_large_blocks
-from amidkd.config import RunConfig, load
+from amidkd.config import RunConfig, final_config, load
 from amidkd.errors import LossError, SettingError
 from amidkd.record import RunFolder
 
@@ -159,7 +159,7 @@ def _generate(options: argparse.Namespace) -> int:
 
 
 def _eval(options: argparse.Namespace) -> int:
-    config = _config(options)
+    config = final_config(_config(options))
     from amidkd.evaluation import evaluate_run, print_evaluation
 
     folder = RunFolder(Path(config.output.folder))

@@ -19,7 +19,7 @@ from amidkd.teachers.vocabulary import prove_same_vocabulary
 if TYPE_CHECKING:
     from amidkd.data import Sequences
 
-__all__ = ["LiveTeacher", "Teacher", "make_teacher", "self_distillation_loss"]
+__all__ = ["LiveTeacher", "Teacher", "hash_files", "make_teacher", "self_distillation_loss"]
 
 
 @runtime_checkable
@@ -106,7 +106,7 @@ class LiveTeacher:
         digest = hashlib.sha256(f"{self._variant}|{self.vocab_size}".encode())
         if self._sources and all(Path(source).is_dir() for source in self._sources):
             for source in self._sources:
-                _hash_files(digest, Path(source))
+                hash_files(digest, Path(source))
         else:
             _hash_weights(digest, self.model)
         return digest.hexdigest()
@@ -185,8 +185,8 @@ def self_distillation_loss(teacher: LiveTeacher, sequences: "Sequences") -> floa
     return float(out.loss)
 
 
-def _hash_files(digest: Any, folder: Path) -> None:
-    """Names and contents of weights, configuration and tokenizer, in order of name."""
+def hash_files(digest: Any, folder: Path) -> None:
+    """Feed a digest the names and contents of a folder's weights and configuration, in order of name."""
     for path in sorted(folder.iterdir()):
         if path.suffix in (".safetensors", ".bin") or path.name in ("config.json", "adapter_config.json"):
             digest.update(f"|{path.name}|".encode())

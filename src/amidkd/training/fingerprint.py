@@ -3,13 +3,15 @@
 import hashlib
 import struct
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from amidkd.config import RunConfig
 from amidkd.data import Example
 from amidkd.errors import SettingError
+from amidkd.teachers.live import hash_files
 
-__all__ = ["check_same_run", "hash_examples", "run_settings"]
+__all__ = ["check_same_run", "hash_examples", "hash_student", "run_settings"]
 
 # Where results go, how they are reported and computed, and paths whose contents are compared instead.
 _FREE_SECTIONS = ("output.", "evaluation.", "kernels.")
@@ -24,6 +26,7 @@ _FREE = {
     "teacher.model",
     "teacher.device",
     "teacher.adapter",
+    "student.model",
     "student.tokenizer",
     "training.resume_from_checkpoint",
     "training.report_to",
@@ -91,6 +94,22 @@ def hash_examples(examples: Sequence[Example]) -> str:
         digest.update(struct.pack(f"<{len(example.tokens) + 1}q", len(example.tokens), *example.tokens))
         digest.update(bytes(example.targets))
         digest.update(example.origin.encode())
+    return digest.hexdigest()
+
+
+def hash_student(config: RunConfig) -> str | None:
+    """What a pretrained student starts from: SHA-256 of its folder's weights, or its hub name; None for another.
+
+    Args:
+        config: The run.
+    """
+    if config.student.kind != "pretrained":
+        return None
+    source = config.student.model
+    if not Path(source).is_dir():
+        return source
+    digest = hashlib.sha256()
+    hash_files(digest, Path(source))
     return digest.hexdigest()
 
 

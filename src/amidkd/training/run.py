@@ -18,8 +18,10 @@ from amidkd.record import RunFolder, commit_of, now, versions, write_atomic
 from amidkd.teachers import LiveTeacher, make_teacher
 from amidkd.training.arguments import check_training_settings, steps_of, training_arguments
 from amidkd.training.card import write_card
+from amidkd.training.chain import run_stages
 from amidkd.training.checkpoint import chosen_checkpoint, keep_newest
-from amidkd.training.fingerprint import check_same_run, hash_examples, run_settings
+from amidkd.training.fingerprint import check_same_run, hash_examples, hash_student, run_settings
+from amidkd.training.folders import WARM_START, check_folder, holds_a_run
 from amidkd.training.lessons import (
     Answering,
     Lessons,
@@ -39,12 +41,10 @@ __all__ = ["distill", "run_generate", "sft", "warm_start_of"]
 
 _log = logging.getLogger("amidkd")
 
-WARM_START = "warm_start"
-
 
 @dataclass
 class _Run:
-    """A run under way: what every stage needs."""
+    """A run under way: what every part of it needs. ``whole`` is the run file, of which it may be a stage."""
 
     config: RunConfig
     verb: str
@@ -53,6 +53,7 @@ class _Run:
     wait: Callable[[], None]
     device: Any
     processes: int
+    whole: RunConfig
     tokenizer: Any = None
     teacher: LiveTeacher | None = None
 
@@ -63,7 +64,7 @@ class _Run:
 
 
 def distill(config: RunConfig) -> RunFolder:
-    """Train a student on its teacher's distributions.
+    """Train a student on its teacher's distributions; with ``stages``, run them one after the other.
 
     Args:
         config: The run.
@@ -75,6 +76,8 @@ def distill(config: RunConfig) -> RunFolder:
         SettingError: Whatever cannot be used, before work starts.
         LossError: The loss is not finite; the last checkpoint stays good.
     """
+    if config.stages is not None:
+        return run_stages(config, _train)
     if config.teacher is None:
         raise SettingError("distill needs a `teacher` section; to train without a teacher: amidkd sft")
     return _train(config, "distill")
@@ -96,6 +99,10 @@ def sft(config: RunConfig) -> RunFolder:
         SettingError: Whatever cannot be used, before work starts.
         LossError: The loss is not finite; the last checkpoint stays good.
     """
+    if config.stages is not None:
+        raise SettingError(
+            "stages: run them with amidkd distill; each has a verb of its own (stages: [{verb: sft}, ...])"
+        )
     if config.student.warm_start:
         warn("student.warm_start has no effect in sft, which is fine-tuning already", SettingWarning, stacklevel=2)
     return _train(config, "sft")
@@ -130,12 +137,12 @@ def run_generate(config: RunConfig) -> Path:
     return run.folder.generated_file
 
 
-def _train(config: RunConfig, verb: str) -> RunFolder:
-    run = _begin(config, verb)
+def _train(config: RunConfig, verb: str, whole: RunConfig | None = None) -> RunFolder:
+    run = _begin(config, verb, whole)
     check_backend(config.kernels.backend, run.device)
     resume = config.training.resume_from_checkpoint
     chosen_checkpoint(run.folder.path, resume)
-    _check_folder(run, resume=bool(resume))
+    check_folder(config, run.folder, verb=verb, processes=run.processes)
     encoder = Encoder(run.tokenizer, config.data)
     material = read_rows(config, encoder)
     answers = bool(rows_to_answer(config, material, verb))
@@ -153,7 +160,7 @@ def _train(config: RunConfig, verb: str) -> RunFolder:
     check_tokens(lessons, vocab_size)
     corpus = load_corpus(config, run.tokenizer, vocab_size=vocab_size)
     settings = run_settings(config, **_contents(run, lessons, corpus))
-    if resume and _holds_a_run(run.folder):
+    if resume and holds_a_run(run.folder):
         check_same_run(run.folder.record().get("fingerprint", {}), settings, where=str(run.folder.path))
         if resume is True and run.folder.record().get("finished") and run.folder.student.is_dir():
             _log.info("%s is complete; nothing to do", run.folder.path)
@@ -169,7 +176,7 @@ def _train(config: RunConfig, verb: str) -> RunFolder:
     return run.folder
 
 
-def _begin(config: RunConfig, verb: str) -> _Run:
+def _begin(config: RunConfig, verb: str, whole: RunConfig | None = None) -> _Run:
     """Check the settings, start the process group, load the tokenizer."""
     check_training_settings(config)
     folder = RunFolder(Path(config.output.folder))
@@ -184,36 +191,11 @@ def _begin(config: RunConfig, verb: str) -> _Run:
         wait=arguments.distributed_state.wait_for_everyone,
         device=arguments.device,
         processes=arguments.world_size,
+        whole=config if whole is None else whole,
     )
     source = student_tokenizer(config.student, None if config.teacher is None else config.teacher.model)
     run.tokenizer = load_tokenizer(source, trust_remote_code=config.student.trust_remote_code)
     return run
-
-
-def _holds_a_run(folder: RunFolder) -> bool:
-    """Whether anything was trained in the folder already."""
-    for path in (folder.path, folder.path / WARM_START):
-        part = RunFolder(path)
-        logged = part.metrics_file.is_file() and part.metrics_file.stat().st_size > 0
-        if logged or part.checkpoints() or part.student.is_dir():
-            return True
-    return False
-
-
-def _check_folder(run: _Run, *, resume: bool) -> None:
-    """Never write over a run; go on only with one of the same settings."""
-    if not _holds_a_run(run.folder):
-        return
-    record = run.folder.record()
-    if not resume:
-        state = "a finished run" if record.get("finished") else "an unfinished run"
-        raise SettingError(
-            f"output.folder: {run.folder.path} holds {state}. To go on with it: training.resume_from_checkpoint=true; "
-            "for another run choose another output.folder"
-        )
-    now_known = run_settings(run.config, verb=run.verb, processes=run.processes)
-    saved = {key: value for key, value in record.get("fingerprint", {}).items() if not key.startswith("contents.")}
-    check_same_run(saved, now_known, where=str(run.folder.path))
 
 
 def _contents(run: _Run, lessons: Lessons, corpus: Any) -> dict[str, Any]:
@@ -224,6 +206,7 @@ def _contents(run: _Run, lessons: Lessons, corpus: Any) -> dict[str, Any]:
         "contents.data": hash_examples(lessons.examples),
         "contents.warm": None if lessons.warm is lessons.examples else hash_examples(lessons.warm),
         "contents.corpus": None if corpus is None else hash_examples(corpus.windows),
+        "contents.student": hash_student(run.config),
         "contents.teacher": None if run.teacher is None else run.teacher.fingerprint(),
     }
 
@@ -238,7 +221,7 @@ def _open_record(run: _Run, lessons: Lessons, settings: dict[str, Any]) -> None:
     if not run.first:
         return
     config, folder = run.config, run.folder
-    write_atomic(folder.run_file, dump_yaml(config))
+    write_atomic(folder.run_file, dump_yaml(run.whole))
     going_on = folder.record().get("fingerprint") == settings
     folder.update_record(
         verb=run.verb,
