@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from amidkd.config import RunConfig, TermConfig, stage_configs
+from amidkd.config import RunConfig, TermConfig, WarmupPolicy, stage_configs
 
 __all__ = ["CITATIONS", "Citation", "citations_of"]
 
@@ -185,6 +185,28 @@ _ALL = (
         pages="74--81",
     ),
     _entry(
+        "sun2025warmup",
+        "article",
+        "warm-up on text that the teacher corrected",
+        "Sun, Zengkui and Liu, Yijin and Meng, Fandong and Chen, Yufeng and Xu, Jinan and Zhou, Jie",
+        "{Warmup-Distill}: Bridge the Distribution Mismatch between Teacher and Student before Knowledge Distillation",
+        2025,
+        eprint="2502.11766",
+        archiveprefix="arXiv",
+    ),
+    _entry(
+        "rafailov2023direct",
+        "inproceedings",
+        "preference for the corrected text (DPO)",
+        "Rafailov, Rafael and Sharma, Archit and Mitchell, Eric and Ermon, Stefano and Manning, Christopher D. and "
+        "Finn, Chelsea",
+        "Direct Preference Optimization: Your Language Model is Secretly a Reward Model",
+        2023,
+        booktitle="Advances in Neural Information Processing Systems",
+        eprint="2305.18290",
+        archiveprefix="arXiv",
+    ),
+    _entry(
         "leviathan2023speculative",
         "inproceedings",
         "acceptance rate as a draft",
@@ -207,8 +229,9 @@ def citations_of(config: RunConfig) -> list[Citation]:
         config: The run's settings.
 
     Returns:
-        Each work once, in the order of :data:`CITATIONS`; with stages, what any of them uses. A run without a teacher uses no objective, so that it cites
-        none of the distillation methods.
+        Each work once, in the order of :data:`CITATIONS`; with stages, what any of them uses. A run without a teacher
+        uses no objective, so that it cites none of the distillation methods; nor does a warm-up, which has a loss of
+        its own.
 
     Example:
         >>> from amidkd.config import parse
@@ -224,6 +247,11 @@ def citations_of(config: RunConfig) -> list[Citation]:
 
 def _keys_of_objective(config: RunConfig) -> Iterator[str]:
     if config.teacher is None:
+        return
+    if isinstance(config.policy, WarmupPolicy):
+        yield "sun2025warmup"
+        if config.policy.loss == "dpo":
+            yield "rafailov2023direct"
         return
     yield "hinton2015distilling"
     objective = config.objective

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from amidkd.config import RunConfig
+from amidkd.config import RunConfig, stage_configs
 from amidkd.data import Encoder, Example, Row, Sequences, collate, evaluation_rows, training_rows
 from amidkd.doctor.cost import Cost, StepTimer, answering_seconds, optimizer_steps, peak_memory_mb
 from amidkd.errors import SettingError, SettingWarning
@@ -31,6 +31,7 @@ class _Visit:
     """What the checks have found so far, for the checks after them."""
 
     config: RunConfig
+    stages: Sequence[RunConfig]
     tokenizer: Any = None
     encoder: Any = None
     teacher: Any = None
@@ -62,6 +63,9 @@ class _Visit:
 def examine(config: RunConfig, *, show: Callable[[str], None]) -> bool:
     """Go through everything that could stop a run or make it useless, and estimate its cost.
 
+    Of a run with stages the settings of all are checked, and the first is gone through: the others start from a
+    student that is not there yet.
+
     Args:
         config: The run.
         show: Takes each line of the findings.
@@ -69,7 +73,8 @@ def examine(config: RunConfig, *, show: Callable[[str], None]) -> bool:
     Returns:
         Whether the run can start. The estimate is left in the run folder (``doctor.json``).
     """
-    visit = _Visit(config)
+    stages = stage_configs(config)
+    visit = _Visit(stages[0], stages)
     failed = False
     for name, check in _CHECKS:
         if failed and check is not _rows:
@@ -90,8 +95,10 @@ def examine(config: RunConfig, *, show: Callable[[str], None]) -> bool:
 
 
 def _settings(visit: _Visit) -> str:
-    check_training_settings(visit.config)
-    return f"run folder {visit.config.output.folder}"
+    for stage in visit.stages:
+        check_training_settings(stage)
+    text = f"run folder {visit.stages[-1].output.folder}"
+    return text if len(visit.stages) == 1 else f"{text}; {len(visit.stages)} stages, of which the first is looked at"
 
 
 def _rows(visit: _Visit) -> str:
