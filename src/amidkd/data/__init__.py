@@ -3,7 +3,7 @@
 from amidkd.data.corpus import corpus_windows
 from amidkd.data.encode import Encoded, Encoder, special_prefix
 from amidkd.data.rows import Row, choose_labels, load_rows
-from amidkd.data.sequences import ORIGINS, Collator, Example, ExampleDataset, Origin, Sequences, collate
+from amidkd.data.sequences import ORIGINS, Collator, Example, ExampleDataset, Origin, Sequences, collate, idle
 from amidkd.data.splits import evaluation_rows, training_rows
 from amidkd.data.templates import INSTRUCTION, fill, find_template
 
@@ -24,6 +24,7 @@ __all__ = [
     "evaluation_rows",
     "fill",
     "find_template",
+    "idle",
     "load_rows",
     "special_prefix",
     "training_rows",

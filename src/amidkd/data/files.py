@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from amidkd.errors import SettingError
+from amidkd.record import TEXT_MANIFEST, text_shard
 
 __all__ = ["Record", "read_records"]
 
@@ -55,6 +56,10 @@ def _read_folder(folder: Path, split: str) -> Iterator[Record]:
     if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
         yield from _read_saved_dataset(folder, split)
         return
+    if (folder / TEXT_MANIFEST).is_file() and (shards := _text_shards(folder)):
+        for path in shards:
+            yield from _read_file(path, path.name)
+        return
     files = [
         path
         for path in sorted(folder.rglob("*"))
@@ -66,6 +71,18 @@ def _read_folder(folder: Path, split: str) -> Iterator[Record]:
         raise SettingError(f"{folder}: no file of rows there; rows are in {', '.join(_SUFFIXES)}")
     for path in _of_split(folder, files, split):
         yield from _read_file(path, path.relative_to(folder).as_posix())
+
+
+def _text_shards(folder: Path) -> list[Path]:
+    """The shards of a folder that ``amidkd generate`` wrote; none for another folder with a file of that name."""
+    try:
+        manifest = json.loads((folder / TEXT_MANIFEST).read_text(encoding="utf-8"))
+        shards, complete = int(manifest["shards"]), bool(manifest["complete"])
+    except (ValueError, TypeError, KeyError):
+        return []
+    if not complete:
+        raise SettingError(f"{folder}: its text is not complete; run `amidkd generate` again, which goes on")
+    return [folder / text_shard(number) for number in range(shards)]
 
 
 def _of_split(folder: Path, files: list[Path], split: str) -> list[Path]:

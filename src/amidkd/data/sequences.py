@@ -4,7 +4,7 @@
 # ruff: noqa: N802, N815
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from amidkd.errors import SettingError
 
-__all__ = ["ORIGINS", "Collator", "Example", "ExampleDataset", "Origin", "Sequences", "collate"]
+__all__ = ["ORIGINS", "Collator", "Example", "ExampleDataset", "Origin", "Sequences", "collate", "idle"]
 
 Origin = Literal["data", "teacher", "student"]
 
@@ -54,6 +54,11 @@ class Example:
         return sum(self.targets)
 
 
+def idle(example: Example) -> Example:
+    """A row that is there, so that a process has something to run, and teaches nothing; its ``row`` is below 0."""
+    return replace(example, targets=(False,) * len(example.targets), row=min(example.row, -1 - example.row))
+
+
 @dataclass(frozen=True, eq=False)
 class Sequences:
     """A batch, padded on the right.
@@ -62,7 +67,7 @@ class Sequences:
         tokens_BT: Token ids [B, T]; whatever stands where ``attention_BT`` is 0 means nothing.
         attention_BT: 1 on tokens, 0 on padding [B, T].
         targets_BT: True where a token is supervised [B, T]. Column 0 is ignored.
-        rows_B: ``Row.index`` of each sequence [B].
+        rows_B: ``Row.index`` of each sequence [B]; below 0 where it only fills a batch.
         origin_B: Position in :data:`ORIGINS` of each sequence [B].
     """
 
@@ -81,6 +86,15 @@ class Sequences:
     def labels_N(self) -> Tensor:
         """Ids of the supervised tokens [N], in the row-major order of :meth:`predicts_BT`."""
         return self.tokens_BT[:, 1:][self.targets_BT[:, 1:]]
+
+    def origin_N(self) -> Tensor:
+        """Position in :data:`ORIGINS` of each supervised token's writer [N], in the order of :meth:`predicts_BT`."""
+        return self.origin_B[:, None].expand_as(self.targets_BT)[:, 1:][self.targets_BT[:, 1:]]
+
+    def sequence_N(self) -> Tensor:
+        """Place in the batch of each supervised token's sequence [N], in the order of :meth:`predicts_BT`."""
+        places = torch.arange(self.targets_BT.shape[0], device=self.targets_BT.device)
+        return places[:, None].expand_as(self.targets_BT)[:, 1:][self.targets_BT[:, 1:]]
 
     def token_count(self) -> int:
         """Number N of supervised tokens. Reads from the device."""

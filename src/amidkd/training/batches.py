@@ -1,12 +1,11 @@
 """Which rows make which batch: a function of seed and step alone, each row once an epoch on any number of ranks."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 import numpy as np
 from torch.utils.data import Dataset, Sampler
 
-from amidkd.data import Example
+from amidkd.data import Example, idle
 
 __all__ = ["CorpusRows", "EpochBatches", "Rows"]
 
@@ -27,8 +26,7 @@ class Rows(Dataset[Example]):
     def __getitem__(self, place: int) -> Example:
         if place >= 0:
             return self.examples[place]
-        example = self.examples[~place]
-        return replace(example, targets=(False,) * len(example.targets))
+        return idle(self.examples[~place])
 
 
 class EpochBatches(Sampler[list[int]]):
@@ -49,6 +47,7 @@ class EpochBatches(Sampler[list[int]]):
         self._count, self._seed, self._rank, self._world = count, seed, rank, world
         self._global = batch_size * world
         self.epoch = 0
+        self._held: tuple[int, np.ndarray] | None = None
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order comes next."""
@@ -61,6 +60,28 @@ class EpochBatches(Sampler[list[int]]):
         order = _order(self._count, self._seed, self.epoch)
         for start in range(0, self._count, self._global):
             yield _share(order[start : start + self._global], self._rank, self._world)
+
+    def steps_per_epoch(self, passes: int) -> int:
+        """Optimizer steps of an epoch.
+
+        Args:
+            passes: Batches in an optimizer step; the last one of an epoch may have fewer.
+        """
+        return -(-len(self) // passes)
+
+    def of_step(self, step: int, passes: int) -> list[list[int]]:
+        """The batches of any optimizer step.
+
+        Args:
+            step: Optimizer steps made before it.
+            passes: Batches in an optimizer step.
+        """
+        epoch, place = divmod(step, self.steps_per_epoch(passes))
+        if self._held is None or self._held[0] != epoch:
+            self._held = (epoch, _order(self._count, self._seed, epoch))
+        order = self._held[1]
+        starts = range(place * passes * self._global, self._count, self._global)[:passes]
+        return [_share(order[start : start + self._global], self._rank, self._world) for start in starts]
 
 
 class CorpusRows:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from amidkd.data import Example
 from amidkd.errors import SettingError
 from amidkd.record import RunFolder, read_json_lines, write_json, write_json_lines
 
@@ -25,6 +26,7 @@ __all__ = [
 ]
 
 STATE_FILE = "amidkd_state.json"
+_EXAMPLE = "an example"
 
 
 @contextmanager
@@ -127,12 +129,12 @@ def save_tensors(checkpoint: Path, rank: int, state: dict[str, Any]) -> None:
     Args:
         checkpoint: The folder.
         rank: Which process this is.
-        state: JSON values and tensors.
+        state: JSON values, tensors and examples.
     """
     import torch
 
     if state:
-        torch.save(state, checkpoint / f"policy_{rank}.pt")
+        torch.save(_plain(state), checkpoint / f"policy_{rank}.pt")
 
 
 def load_tensors(checkpoint: Path, rank: int) -> dict[str, Any]:
@@ -140,7 +142,25 @@ def load_tensors(checkpoint: Path, rank: int) -> dict[str, Any]:
     import torch
 
     path = checkpoint / f"policy_{rank}.pt"
-    return torch.load(path, weights_only=True) if path.is_file() else {}
+    return _revived(torch.load(path, weights_only=True)) if path.is_file() else {}
+
+
+def _plain(value: Any) -> Any:
+    """Examples as plain values, since a checkpoint must load without running anybody's code."""
+    if isinstance(value, Example):
+        return {_EXAMPLE: [list(value.tokens), list(value.targets), value.row, value.origin]}
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, list | tuple) else value
+
+
+def _revived(value: Any) -> Any:
+    if isinstance(value, dict) and _EXAMPLE in value:
+        tokens, targets, row, origin = value[_EXAMPLE]
+        return Example(tuple(tokens), tuple(targets), row, origin)
+    if isinstance(value, dict):
+        return {key: _revived(entry) for key, entry in value.items()}
+    return [_revived(entry) for entry in value] if isinstance(value, list) else value
 
 
 def chosen_checkpoint(folder: Path, resume: bool | str) -> Path | None:

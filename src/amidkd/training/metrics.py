@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from amidkd.training.settings import Tokens
+
 __all__ = ["TIME_FIELDS", "Measured", "Progress", "peak_memory_mb"]
 
 TIME_FIELDS = ("seconds", "tokens_per_second", "peak_memory_mb")
@@ -62,7 +64,7 @@ class Progress:
 
     def __init__(self) -> None:
         self.tokens = 0
-        self._steps, self._loss, self._corpus, self._window_tokens = 0, 0.0, 0.0, 0
+        self._clear_window()
         self._window_start = 0.0
         self._earlier = self._earlier_peak = 0.0
         self._since: float | None = None
@@ -81,19 +83,29 @@ class Progress:
         """Largest memory of any session of the stage, MiB."""
         return max(self._earlier_peak, peak_memory_mb())
 
-    def add(self, *, loss: float, corpus: float, tokens: int) -> None:
-        """Add an optimizer step: its loss, the corpus loss within it, and its supervised tokens."""
+    def _clear_window(self) -> None:
+        self._steps, self._loss, self._corpus, self._window_tokens = 0, 0.0, 0.0, 0
+        self._student, self._answers, self._finished = 0, 0, 0
+
+    def add(self, *, loss: float, corpus: float, tokens: Tokens) -> None:
+        """Add an optimizer step: its loss, the corpus loss within it, and what it was made of."""
         self._steps += 1
         self._loss += loss
         self._corpus += corpus
-        self._window_tokens += tokens
-        self.tokens += tokens
+        self._window_tokens += tokens.data
+        self._student += tokens.student
+        self._answers += tokens.answers
+        self._finished += tokens.finished
+        self.tokens += tokens.data
 
-    def line(self, *, corpus: bool) -> dict[str, float]:
+    def line(self, *, corpus: bool, writes: bool = False) -> dict[str, float]:
         """The window as fields of a log line; a new window starts.
 
         Args:
             corpus: Whether there is a corpus loss to report.
+            writes: Whether the student writes: ``student_text`` is the part of the supervised tokens that are its
+                own, ``answer_length`` the mean length of its answers in tokens, and ``finished`` the part of them that
+                end in EOS.
         """
         seconds = self.seconds
         steps, elapsed = max(1, self._steps), seconds - self._window_start
@@ -105,7 +117,12 @@ class Progress:
             "peak_memory_mb": self.peak_memory_mb,
             "seconds": seconds,
         }
-        self._steps, self._loss, self._corpus, self._window_tokens = 0, 0.0, 0.0, 0
+        if writes:
+            found["student_text"] = self._student / max(1, self._window_tokens)
+        if writes and self._answers:
+            found["answer_length"] = self._student / self._answers
+            found["finished"] = self._finished / self._answers
+        self._clear_window()
         self._window_start = seconds
         return found
 
@@ -120,6 +137,9 @@ class Progress:
                 "loss": self._loss,
                 "corpus": self._corpus,
                 "tokens": self._window_tokens,
+                "student": self._student,
+                "answers": self._answers,
+                "finished": self._finished,
                 "start": self._window_start,
             },
         }
@@ -131,6 +151,7 @@ class Progress:
         self._earlier_peak = state["peak_memory_mb"]
         self._steps, self._loss, self._corpus = window["steps"], window["loss"], window["corpus"]
         self._window_tokens, self._window_start = window["tokens"], window["start"]
+        self._student, self._answers, self._finished = window["student"], window["answers"], window["finished"]
 
 
 def peak_memory_mb() -> float:

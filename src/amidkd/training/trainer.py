@@ -17,9 +17,10 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArg
 from transformers.trainer_utils import TrainOutput
 
 from amidkd.data import Collator, Example, Sequences
-from amidkd.errors import LossError, SettingError, SettingWarning
+from amidkd.errors import SettingError, SettingWarning
+from amidkd.generation import GenerationError
 from amidkd.kernels import LossOutput
-from amidkd.models import Backbone, pad_id_of
+from amidkd.models import Backbone, eos_ids_of, pad_id_of
 from amidkd.policies import DatasetPolicy, Policy
 from amidkd.record import RunFolder
 from amidkd.teachers import Teacher
@@ -35,11 +36,15 @@ from amidkd.training.checkpoint import (
     step_of,
     write_state,
 )
-from amidkd.training.failure import STUCK, Pass, describe_failure, describe_stuck, gradient_is_finite, likely_cause
+from amidkd.training.choosing import Chooser
+from amidkd.training.failure import STUCK, Pass, describe_stuck, gradient_is_finite, likely_cause
 from amidkd.training.fingerprint import check_same_run
 from amidkd.training.hooks import Journal, StepHooks
+from amidkd.training.losses import hard_loss, soft_loss
 from amidkd.training.metrics import Measured, Progress
-from amidkd.training.settings import Corpus, LossSettings, Tokens, hard_loss, soft_loss
+from amidkd.training.settings import Corpus, LossSettings, Tokens
+from amidkd.training.stopping import stop_on_loss, stop_on_writing
+from amidkd.training.validation import validation_loss
 
 __all__ = ["DistillationTrainer"]
 
@@ -58,6 +63,7 @@ class DistillationTrainer(Trainer):
         loss: What to minimise.
         teacher: What to learn from; None: cross-entropy alone.
         policy: Whose sequences are learnt from.
+        validation: Rows of the validation loss that some policies ask for.
         corpus: Plain text beside the rows.
         settings: What decides the run's numbers; a checkpoint made with others is refused.
         places: File and line of each row, by ``Row.index``, for messages.
@@ -78,6 +84,7 @@ class DistillationTrainer(Trainer):
         loss: LossSettings,
         teacher: Teacher | None = None,
         policy: Policy | None = None,
+        validation: Sequence[Example] = (),
         corpus: Corpus | None = None,
         settings: dict[str, Any] | None = None,
         places: Sequence[str] | None = None,
@@ -102,7 +109,16 @@ class DistillationTrainer(Trainer):
         self._backbone = Backbone(student)
         self._corpus = corpus
         self._make_batches(len(examples))
-        self._begin_step(Tokens(0, 0))
+        self._chooser = Chooser(
+            self.policy,
+            self._batches,
+            passes=arguments.gradient_accumulation_steps,
+            total=self.total_steps,
+            validate=lambda: validation_loss(self, validation),
+            add_up=self.add_up,
+            eos_ids=frozenset(eos_ids_of(tokenizer, student)),
+        )
+        self._begin_step(Tokens(0))
         self._saving_to: Path | None = None
         for callback in (PrinterCallback, ProgressCallback):
             self.remove_callback(callback)
@@ -143,13 +159,13 @@ class DistillationTrainer(Trainer):
 
     def choose_epoch(self) -> None:
         """Set the order of the epoch that the next step belongs to."""
-        per_epoch = -(-len(self._batches) // self.args.gradient_accumulation_steps)
+        per_epoch = self._batches.steps_per_epoch(self.args.gradient_accumulation_steps)
         self._batches.set_epoch(self.state.global_step // per_epoch)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Sequences | None]], Tokens]:
-        """Draw the forward passes of an optimizer step, let the policy change them, and count over all ranks.
+        """Draw the forward passes of an optimizer step, as the policy chooses, and count over all ranks.
 
         Args:
             epoch_iterator: The data loader's.
@@ -157,18 +173,17 @@ class DistillationTrainer(Trainer):
             device: Where the tensors go.
         """
         drawn = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
-        passes: list[dict[str, Sequences | None]] = []
-        for part, batch in enumerate(drawn):
-            sequences = self.policy(Sequences.from_batch(batch).to(device))
-            passes.append({"sequences": sequences, "corpus": self._corpus_part(part, len(drawn), device)})
-        data, corpus = self.add_up(
-            [
-                float(sum(found.token_count() for each in passes if (found := each[key]) is not None))
-                for key in ("sequences", "corpus")
-            ]
-        )
-        tokens = Tokens(int(data), int(corpus))
+        try:
+            rows = self._chooser.rows(self.state.global_step)
+        except GenerationError as error:
+            stop_on_writing(self, error)
+        if rows is not None:
+            drawn = [self.data_collator(list(part)) for part in rows]
+        sequences = [Sequences.from_batch(batch).to(device) for batch in drawn]
+        corpus = [self._corpus_part(part, len(drawn), device) for part in range(len(drawn))]
+        tokens = self._chooser.count(rows, sequences, [text for text in corpus if text is not None])
         self._begin_step(tokens)
+        passes = [{"sequences": one, "corpus": text} for one, text in zip(sequences, corpus, strict=True)]
         return passes, tokens
 
     def _corpus_part(self, part: int, parts: int, device: torch.device) -> Sequences | None:
@@ -193,8 +208,7 @@ class DistillationTrainer(Trainer):
         self._passes: list[Pass] = []
         self._corpus_losses: list[Tensor] = []
         self._measured = Measured()
-        objective = self.loss.objective
-        self._step_settings = {} if objective is None else objective.settings(self.state.global_step)
+        self._step_settings = {**self.loss.report(self.state.global_step), **self.policy.report()}
 
     def will_log(self, step: int) -> bool:
         """Whether a log line follows an optimizer step.
@@ -239,7 +253,15 @@ class DistillationTrainer(Trainer):
     def _loss_of(self, model: nn.Module, sequences: Sequences, tokens: Tokens, *, measure: bool) -> LossOutput:
         student = self._signal(model, sequences)
         if self.teacher is None:
-            return hard_loss(self.loss, student=student, sequences=sequences, count=tokens.data, measure=measure)
+            return hard_loss(
+                self.loss,
+                student=student,
+                sequences=sequences,
+                count=tokens.data,
+                step=self.state.global_step,
+                measure=measure,
+                weighted=True,
+            )
         return soft_loss(
             self.loss,
             student=student,
@@ -249,6 +271,10 @@ class DistillationTrainer(Trainer):
             count=tokens.data,
             measure=measure,
         )
+
+    def signal_of(self, sequences: Sequences) -> Any:
+        """What the student says at the supervised positions of a batch."""
+        return self._signal(self.model, sequences)
 
     def _signal(self, model: nn.Module, sequences: Sequences) -> Any:
         return self._backbone(sequences.tokens_BT, sequences.attention_BT, sequences.predicts_BT(), through=model)
@@ -273,9 +299,8 @@ class DistillationTrainer(Trainer):
         loss, corpus_loss, unsound = self.add_up(values)
         if unsound > 0:
             self._stop(losses)
-        self.progress.add(loss=loss, corpus=corpus_loss, tokens=self.step_tokens.data)
-        if self.loss.objective is not None:
-            self.loss.objective.observe(self.state.global_step, loss)
+        self.progress.add(loss=loss, corpus=corpus_loss, tokens=self.step_tokens)
+        self.loss.observe(self.state.global_step, loss, self.add_up)
         if self._is_watched:
             self._warn_where_stuck()
 
@@ -290,25 +315,10 @@ class DistillationTrainer(Trainer):
         """Say what failed. Every rank gets here, since the sum over ranks said so."""
         finite = torch.isfinite(losses).tolist()
         bad = [one for one, fine in zip(self._passes, finite, strict=True) if not fine]
-        rows = [int(row) for one in bad or self._passes for row in one.sequences.rows_B.tolist()]
-        told = [(bool(bad), rows, self._cause((bad or self._passes)[0]))]
-        if self.args.world_size > 1:
-            from accelerate.utils import gather_object
+        with torch.no_grad():
+            cause = self._cause((bad or self._passes)[0])
+        stop_on_loss(self, failed=bool(bad), passes=bad or self._passes, cause=cause)
 
-            told = gather_object(told)
-            told = [entry for entry in told if entry[0]] or told
-        checkpoints = RunFolder(Path(self.args.output_dir)).checkpoints()
-        raise LossError(
-            describe_failure(
-                step=self.state.global_step + 1,
-                rows=[row for _, found, _ in told for row in found],
-                places=self.places,
-                cause=told[0][2],
-                checkpoint=checkpoints[-1] if checkpoints else None,
-            )
-        )
-
-    @torch.no_grad()
     def _cause(self, failed: Pass) -> str:
         """Look at the signals of a failed pass once more."""
         sequences, objective = failed.sequences, self.loss.objective
@@ -355,8 +365,7 @@ class DistillationTrainer(Trainer):
     def _load_ours(self, checkpoint: Path, state: dict[str, Any]) -> None:
         self.progress.load_state(state["progress"])
         self.last_backend = state["backend"]
-        if self.loss.objective is not None:
-            self.loss.objective.load_state(state["objective"])
+        self.loss.load_state(state["loss"])
         self.policy.load_state(load_tensors(checkpoint, self.args.process_index))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
@@ -377,11 +386,15 @@ class DistillationTrainer(Trainer):
         if first:
             keep_newest(folder, self.args.save_total_limit)
 
+    def save_now(self) -> None:
+        """Write a checkpoint of the steps made so far; every rank must call it."""
+        self._save_checkpoint(self.model, None)
+
     def _our_state(self) -> dict[str, Any]:
         return {
             "settings": self.settings,
             "progress": self.progress.state(),
-            "objective": [] if self.loss.objective is None else self.loss.objective.state(),
+            "loss": self.loss.state(),
             "backend": self.last_backend,
         }
 
@@ -394,6 +407,6 @@ class DistillationTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Complete the trainer's line with all that is measured; every logger gets the same."""
         if "loss" in logs:
-            window = self.progress.line(corpus=self._corpus is not None)
+            window = self.progress.line(corpus=self._corpus is not None, writes=self._chooser.writes)
             logs = {**logs, **self._measured.means(self.add_up), **self._step_settings, **window}
         super().log(logs, start_time)
