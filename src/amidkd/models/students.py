@@ -14,7 +14,7 @@ from amidkd.models.load import LOADING_ERRORS, load_model, require_peft, vocabul
 from amidkd.models.prune import depth_pruned
 from amidkd.record import atomic_folder
 
-__all__ = ["make_student", "save_student", "student_tokenizer"]
+__all__ = ["checkpoint_weights", "make_student", "save_student", "student_tokenizer"]
 
 # Accepted by configuration classes under another name, and rewritten by them.
 _LEGACY_FIELDS = {"rope_theta", "rope_scaling", "partial_rotary_factor", "torch_dtype", "attn_implementation"}
@@ -104,6 +104,30 @@ def save_student(model: Any, tokenizer: Any, folder: str | Path, *, merge_lora: 
         else:
             model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
+
+
+def checkpoint_weights(model: Any) -> dict[str, torch.Tensor]:
+    """The weights under the names of a saved folder, as other engines read them.
+
+    Adapters are merged into copies, a tied weight is there once, and what transformers fuses on loading is apart again.
+
+    Args:
+        model: The student, not wrapped for distribution.
+    """
+    from transformers.core_model_loading import revert_weight_conversion
+
+    base = model.get_base_model() if hasattr(model, "peft_config") else model
+    with torch.no_grad():
+        state = _merged_weights(base) if base is not model else base.state_dict()
+        seen: set[tuple[Any, ...]] = set()
+        own = {}
+        for name, tensor in state.items():
+            place = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.device)
+            if tensor.numel() and place in seen:
+                continue
+            seen.add(place)
+            own[name] = tensor.detach()
+        return dict(revert_weight_conversion(base, own))
 
 
 @contextmanager
