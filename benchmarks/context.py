@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from sizes import Sizes
 from timing import Row, interleaved
@@ -39,10 +40,18 @@ class Context:
         rounds: int,
         missing: dict[str, str],
         notes: dict[str, str] | None = None,
+        timer: Callable[[Callable[[], Any]], float] | None = None,
+        seconds: float | None = None,
     ) -> list[Row]:
-        """Time a group's calls against each other, and make its rows."""
+        """Time a group's calls against each other, and make its rows; ``timer`` and ``seconds`` as for
+        :func:`~timing.interleaved`."""
         times, failed = interleaved(
-            calls, rounds=rounds, seconds=self.sizes.seconds, seed=self.seed, cuda=self.device == "cuda"
+            calls,
+            rounds=rounds,
+            seconds=self.sizes.seconds if seconds is None else seconds,
+            seed=self.seed,
+            cuda=self.device == "cuda",
+            timer=timer,
         )
         rows = [
             Row(

@@ -112,6 +112,10 @@ def _cpu(results: Results, own: str) -> Iterator[Goal]:
     yield _memory_from_hidden(default, "float32")
     yield from (_step_textbook(measured, "float32", heap) for heap, measured in heaps.items())
     yield from (_step_trl(measured, "float32", heap) for heap, measured in heaps.items())
+    for heap, measured in heaps.items():
+        value = measured.gain("generate", f"{names.MADE}, sampled", names.GENERATE, names.WRITER)
+        yield Goal(f"writing / transformers generate, {names.MADE}, sampled, {heap}", 3, True, value)
+    yield from (goal for heap, measured in heaps.items() for goal in _on_policy(measured, heap))
 
 
 def _gpu(results: Results, own: str) -> Iterator[Goal]:
@@ -135,6 +139,14 @@ def _gpu(results: Results, own: str) -> Iterator[Goal]:
     yield _memory_from_hidden(measured, dtype)
     yield _step_textbook(measured, dtype, "GPU")
     yield _step_trl(measured, dtype, "GPU")
+    yield from _on_policy(measured, "GPU")
+
+
+def _on_policy(measured: _Measured, where: str) -> Iterator[Goal]:
+    for pair in (names.MADE, names.REAL):
+        for peer, bound in ((names.TRAINER, 2), (names.DISTILLATION, 1)):
+            value = measured.gain("on_policy", pair, peer, names.OWN_TRAINER)
+            yield Goal(f"on-policy training step / {peer}, {pair}, {where}", bound, True, value)
 
 
 def _memory_given_logits(measured: _Measured, dtype: str) -> Goal:

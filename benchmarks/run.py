@@ -24,10 +24,18 @@ from sizes import FULL, GPU, QUICK, Sizes
 from table import print_group, print_heading
 from timing import Results, Row
 
-SECTIONS = {"accuracy": "accuracy", "memory": "loss_memory", "loss": "loss", "linear": "linear", "step": "step"}
+SECTIONS = {
+    "accuracy": "accuracy",
+    "memory": "loss_memory",
+    "loss": "loss",
+    "linear": "linear",
+    "step": "step",
+    "generate": "generate",
+    "on_policy": "on_policy",
+}
 """Sections in their order, and the module of each."""
 
-TIMED = ("loss", "linear", "step")
+TIMED = ("loss", "linear", "step", "generate", "on_policy")
 """Those that the heap matters to."""
 
 
@@ -93,6 +101,10 @@ def _sizes_in_words(section: str, sizes: Sizes) -> str:
         "GKD's Jensen–Shannon, and AMiD where α is named",
         "step": f"{sizes.batch} × {sizes.length} tokens, {sizes.prompt} of each a prompt, {vocabulary}, "
         f"{sizes.step_layers} layers, H = {sizes.step_width} and {2 * sizes.step_width}",
+        "generate": f"{sizes.written} prompts of {sizes.prompt // 2} to {sizes.prompt} tokens at {vocabulary}, "
+        f"{sizes.real_written} of about {sizes.prompt // 2} at V = 512; {sizes.answer} tokens each",
+        "on_policy": f"{sizes.accumulation} × {sizes.passes} prompts a step at {vocabulary}, {sizes.accumulation} × "
+        f"{sizes.real_passes} at V = 512; {sizes.answer} tokens each; GKD's Jensen–Shannon unless α is named",
     }[section]
 
 

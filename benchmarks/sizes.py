@@ -23,9 +23,18 @@ class Sizes:
         prompt: How many of their tokens are not supervised.
         step_width: Hidden size of the step's student; its teacher is twice as wide.
         step_layers: Layers of both.
+        texts: Prompts to choose from.
+        written: Prompts that the section generate answers.
+        real_written: The same for the real models.
+        answer: Tokens of each answer.
+        passes: Sequences in a forward pass of on-policy training.
+        real_passes: The same for the real models.
+        accumulation: Forward passes in a step of it.
+        on_policy_steps: Steps of it that are timed in a round, after an untimed one.
         dtypes: Of logits, hidden states and heads.
-        rounds: Rounds of the sections loss, linear and step.
+        rounds: Rounds of the sections loss; linear; step, generate and on_policy.
         seconds: No new round of a group starts after this long, once there are two.
+        training_seconds: The same of on_policy.
     """
 
     tokens: int = 512
@@ -41,9 +50,18 @@ class Sizes:
     prompt: int = 32
     step_width: int = 128
     step_layers: int = 4
+    texts: int = 512
+    written: int = 32
+    real_written: int = 256
+    answer: int = 64
+    passes: int = 4
+    real_passes: int = 16
+    accumulation: int = 2
+    on_policy_steps: int = 4
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
     rounds: tuple[int, int, int] = (7, 3, 5)
     seconds: float = 32.0
+    training_seconds: float = 75.0
 
 
 FULL = Sizes()
@@ -61,8 +79,15 @@ QUICK = Sizes(
     prompt=4,
     step_width=32,
     step_layers=2,
+    texts=64,
+    written=4,
+    real_written=4,
+    answer=4,
+    passes=2,
+    real_passes=2,
     rounds=(3, 2, 2),
     seconds=2.0,
+    training_seconds=2.0,
 )
 GPU = Sizes(
     tokens=8192,

@@ -12,6 +12,7 @@ import torch
 from context import Context
 from names import ALPHAS, LOOP, TRAINER, alpha_case, group
 from sizes import Sizes
+from small import small_llama
 from timing import Row, reason
 from torch import Tensor
 
@@ -32,26 +33,6 @@ class Batch:
     def count(self) -> Tensor:
         """How many tokens are supervised."""
         return self.predicts.sum()
-
-
-def _model(width: int, sizes: Sizes, *, device: str, dtype: torch.dtype) -> Any:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=sizes.vocabulary,
-        hidden_size=width,
-        intermediate_size=3 * width,
-        num_hidden_layers=sizes.step_layers,
-        num_attention_heads=max(2, width // 64),
-        num_key_value_heads=max(2, width // 64),
-        max_position_embeddings=sizes.length,
-        tie_word_embeddings=True,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=0,
-        use_cache=False,
-    )
-    return LlamaForCausalLM(config).to(device, dtype)
 
 
 def _batch(sizes: Sizes, *, device: str) -> Batch:
@@ -145,8 +126,9 @@ def run(context: Context) -> Iterator[tuple[str, str, list[Row]]]:
     """Groups with the name of their yardstick and their rows."""
     sizes, dtype = context.sizes, context.sizes.dtypes[0]
     torch.manual_seed(context.seed)
-    made = {"device": context.device, "dtype": getattr(torch, dtype)}
-    start, teacher = _model(sizes.step_width, sizes, **made), _model(2 * sizes.step_width, sizes, **made).eval()
+    made = {"device": context.device, "dtype": getattr(torch, dtype), "positions": sizes.length, "use_cache": False}
+    start, teacher = (small_llama(width * sizes.step_width, sizes, **made) for width in (1, 2))
+    teacher.eval()
     teacher.requires_grad_(False)
     batch, own = _batch(sizes, device=context.device), peers.own_backends(context.device)
     signal = Backbone(teacher)

@@ -10,6 +10,8 @@ HEADINGS = {
     "loss": "Loss and gradient, logits given",
     "linear": "Loss and gradient from hidden states and heads",
     "step": "Training step: forward of both models, loss, backward, AdamW",
+    "generate": "Writing with a key-value cache: prompts padded on the left, EOS out of reach",
+    "on_policy": "On-policy training, a whole step: the student writes, both models read, loss, backward, AdamW",
 }
 
 
@@ -60,6 +62,10 @@ def _line(row: Row, yardstick: str, rows: list[Row]) -> str:
     other = next((found for found in rows if found.method == yardstick and found.rounds), None)
     pair = (row, other) if row.section == "linear" else (other, row)
     remarks = [f"noisy: max/min above {NOISY}"] if row.noisy else []
+    if "tokens" in row.figures:
+        remarks.append(f"{row.figures['tokens'] / row.median:,.0f} tokens/s")
+    if "writing" in row.figures:
+        remarks.append(f"{row.figures['writing']:.0%} of it writing")
     remarks += [row.note] if row.note else []
     text = f"{row.method:<22}{row.median * 1e3:>12.2f}{spread:>22}    {ratio_text(Results.ratio(*pair)):<24}"
     return f"{text}{'; '.join(remarks)}".rstrip()

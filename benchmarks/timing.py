@@ -5,8 +5,9 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
-__all__ = ["NOISY", "Ratio", "Results", "Row", "interleaved", "reason"]
+__all__ = ["NOISY", "Ratio", "Results", "Row", "interleaved", "reason", "wall_clock"]
 
 NOISY = 1.3
 """A row whose slowest round took this many times its fastest is flagged."""
@@ -17,7 +18,7 @@ class Row:
     """One method in one group of methods that compute the same.
 
     Args:
-        section: ``accuracy``, ``memory``, ``loss``, ``linear`` or ``step``.
+        section: Key of ``run.SECTIONS``.
         heap: ``default``, ``warm`` or ``cuda``.
         group: What is computed, and in which dtype.
         method: Whose code.
@@ -86,15 +87,16 @@ def reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
 
 
+def wall_clock(call: Callable[[], object]) -> float:
+    """Seconds of one call that ends with all its numbers in hand."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
 def _timer(cuda: bool) -> Callable[[Callable[[], object]], float]:
     if not cuda:
-
-        def once(call: Callable[[], object]) -> float:
-            start = time.perf_counter()
-            call()
-            return time.perf_counter() - start
-
-        return once
+        return wall_clock
     from triton.testing import do_bench
 
     # Clears the L2 cache before each call and times on the device, so that launches of Python do not count.
@@ -102,7 +104,13 @@ def _timer(cuda: bool) -> Callable[[Callable[[], object]], float]:
 
 
 def interleaved(
-    calls: dict[str, Callable[[], object]], *, rounds: int, seconds: float, seed: int, cuda: bool
+    calls: dict[str, Callable[[], object]],
+    *,
+    rounds: int,
+    seconds: float,
+    seed: int,
+    cuda: bool,
+    timer: Callable[[Callable[[], Any]], float] | None = None,
 ) -> tuple[dict[str, list[float]], dict[str, str]]:
     """Time the calls against each other.
 
@@ -112,6 +120,7 @@ def interleaved(
         seconds: No new round starts after this long, once there are two.
         seed: Of the order.
         cuda: Time with ``triton.testing.do_bench``.
+        timer: Gives the seconds of a call, for calls that measure themselves or end on the host; None: by the device.
 
     Returns:
         Seconds of each round by name, and the reasons of those that were left out.
@@ -129,7 +138,7 @@ def interleaved(
             torch.cuda.empty_cache()
     order = [name for name in calls if name not in missing]
     times: dict[str, list[float]] = {name: [] for name in order}
-    timed, shuffled, start = _timer(cuda), random.Random(seed), time.perf_counter()
+    timed, shuffled, start = timer or _timer(cuda), random.Random(seed), time.perf_counter()
     for number in range(rounds):
         if number >= 2 and time.perf_counter() - start > seconds:
             break
