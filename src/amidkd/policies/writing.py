@@ -50,8 +50,9 @@ class StudentWriter:
                 )
             if len(prompts[example.row]) >= max_length:
                 raise SettingError(
-                    f"policy: the prompt of row {example.row} has {len(prompts[example.row])} tokens, which leaves no room "
-                    f"for an answer within data.max_length = {max_length}; raise it, or lower data.max_prompt_length"
+                    f"policy: the prompt of row {example.row} has {len(prompts[example.row])} tokens, which leaves no "
+                    f"room for an answer within data.max_length = {max_length}; raise it, or lower "
+                    "data.max_prompt_length"
                 )
 
     @property

@@ -12,6 +12,7 @@ from amidkd.config import (
     ObjectiveConfig,
     PiecewiseSchedule,
     ScheduleConfig,
+    SumConfig,
     TermConfig,
 )
 from amidkd.errors import SettingError
@@ -36,7 +37,7 @@ class ScheduledObjective:
         SettingError: A divergence or a schedule that cannot be made.
     """
 
-    def __init__(self, config: ObjectiveConfig, *, steps: int) -> None:
+    def __init__(self, config: SumConfig, *, steps: int) -> None:
         self._steps = steps
         terms = [(1.0, config)] if config.terms is None else [(term.weight, term) for term in config.terms]
         self._single = config.terms is None
