@@ -6,6 +6,7 @@ Run folder::
     record.json      settings, versions, commit, seeds, device, stages, results
     metrics.jsonl    one line each logging step
     samples.jsonl    prompts with the teacher's and the student's answers
+    generated/       text written beforehand: Parquet shards and manifest.json, which says what made them
     checkpoint-N/    everything that exact resume needs
     student/         the distilled model: a Hugging Face folder with tokenizer and model card
     report.html      the page made from the above
@@ -29,11 +30,13 @@ from typing import Any
 from amidkd.errors import SettingError
 
 __all__ = [
+    "TEXT_MANIFEST",
     "RunFolder",
     "append_json_line",
     "atomic_folder",
     "commit_of",
     "read_json_lines",
+    "text_shard",
     "versions",
     "write_atomic",
     "write_json",
@@ -51,6 +54,18 @@ _PACKAGES = (
     "numpy",
     "pyarrow",
 )
+
+TEXT_MANIFEST = "manifest.json"
+"""In a folder of written text: what made it, and whether it is complete."""
+
+
+def text_shard(number: int) -> str:
+    """Name of a shard of written text.
+
+    Args:
+        number: From 0.
+    """
+    return f"shard-{number:05d}.parquet"
 
 
 @dataclass(frozen=True)
@@ -90,9 +105,9 @@ class RunFolder:
         return self.path / "report.html"
 
     @property
-    def generated_file(self) -> Path:
-        """``generated.parquet``: the teacher's answers to prompts without a completion."""
-        return self.path / "generated.parquet"
+    def generated(self) -> Path:
+        """``generated/``: text written to prompts beforehand."""
+        return self.path / "generated"
 
     def record(self) -> dict[str, Any]:
         """The record as it stands, empty before the first write."""

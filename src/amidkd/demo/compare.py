@@ -24,7 +24,7 @@ from amidkd.evaluation import (
     write_evaluation,
 )
 from amidkd.models import load_model, load_tokenizer
-from amidkd.record import RunFolder, commit_of, now, versions, write_json_lines
+from amidkd.record import RunFolder, atomic_folder, commit_of, now, versions, write_json_lines
 from amidkd.teachers import LiveTeacher, make_teacher
 from amidkd.training import distill, run_generate, sft
 
@@ -128,18 +128,16 @@ def _plain(value: Any) -> Any:
 
 
 def _answer_once(config: RunConfig, folder: Path) -> Path:
-    """The teacher's answers to the unlabelled prompts, which all runs share."""
+    """The folder of the teacher's answers to the unlabelled prompts, which all runs share."""
     shared = config.model_copy(update={"output": config.output.model_copy(update={"folder": str(folder / "answers")})})
     return run_generate(shared)
 
 
 def _train(method: Method, config: RunConfig, answers: Path) -> None:
     run = RunFolder(Path(config.output.folder))
-    if config.data.unlabelled == "teacher_answers" and not run.generated_file.is_file():
-        run.path.mkdir(parents=True, exist_ok=True)
-        temporary = run.generated_file.with_suffix(".tmp")
-        shutil.copyfile(answers, temporary)
-        temporary.replace(run.generated_file)
+    if config.data.unlabelled == "teacher_answers" and not run.generated.is_dir():
+        with atomic_folder(run.generated) as temporary:
+            shutil.copytree(answers, temporary, dirs_exist_ok=True)
     (distill if method.verb == "distill" else sft)(config)
 
 

@@ -1,9 +1,9 @@
-"""Whose sequences are learnt from, and answers written by the teacher."""
+"""Whose sequences are learnt from, and text written to prompts beforehand."""
 
-from amidkd.policies.answers import Answer, answer_examples, answers_fingerprint, read_answers, write_answers
 from amidkd.policies.base import Policy, StepPlan
 from amidkd.policies.dataset import DatasetPolicy
 from amidkd.policies.make import PolicyRoom, make_policy, writes_while_training
+from amidkd.policies.texts import Answer, TextSettings, answer_examples, read_answers, write_answers
 
 __all__ = [
     "Answer",
@@ -11,8 +11,8 @@ __all__ = [
     "Policy",
     "PolicyRoom",
     "StepPlan",
+    "TextSettings",
     "answer_examples",
-    "answers_fingerprint",
     "make_policy",
     "read_answers",
     "write_answers",

@@ -1,8 +1,10 @@
 """Training: one trainer for distillation and fine-tuning, its stages, exact resume."""
 
 from amidkd.training.arguments import check_training_settings, training_arguments
+from amidkd.training.generate import run_generate
+from amidkd.training.lessons import warm_start_of
 from amidkd.training.objective import ScheduledObjective, objective_at
-from amidkd.training.run import distill, run_generate, sft, warm_start_of
+from amidkd.training.run import distill, sft
 from amidkd.training.settings import Corpus, LossSettings
 from amidkd.training.trainer import DistillationTrainer
 

@@ -23,6 +23,7 @@ _FREE = {
     "data.generation.batch_size",
     "data.corpus.source",
     "data.corpus.split",
+    "policy.folder",
     "teacher.model",
     "teacher.device",
     "teacher.adapter",

@@ -1,10 +1,8 @@
 """What a run learns from: rows as tokens, the prompts that are written to, and text that was written beforehand."""
 
 import logging
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from amidkd.config import (
@@ -18,17 +16,13 @@ from amidkd.config import (
 )
 from amidkd.data import Encoded, Encoder, Example, Row, training_rows
 from amidkd.errors import SettingError
-from amidkd.models import eos_ids_of, pad_id_of
 from amidkd.models.facts import text_config
-from amidkd.policies import answer_examples, read_answers, write_answers
-from amidkd.teachers import LiveTeacher
-from amidkd.training.hooks import Counter
+from amidkd.training.answering import student_writes
 
 __all__ = [
-    "Answering",
     "Lessons",
     "Material",
-    "answer_prompts",
+    "answered_by",
     "check_room",
     "check_tokens",
     "gather_lessons",
@@ -77,25 +71,6 @@ class Lessons:
     counts: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Answering:
-    """What it takes to have the teacher answer.
-
-    Args:
-        teacher: The teacher.
-        config: The run.
-        tokenizer: The student's tokenizer.
-        encoder: How prompts become tokens.
-        path: Where the answers go.
-    """
-
-    teacher: LiveTeacher
-    config: RunConfig
-    tokenizer: Any
-    encoder: Encoder
-    path: Path
-
-
 def warm_start_of(config: RunConfig) -> WarmStartConfig | None:
     """The warm start of a distillation, or None: on by default for a student from random weights.
 
@@ -132,65 +107,60 @@ def read_rows(config: RunConfig, encoder: Encoder) -> Material:
 
 
 def rows_to_answer(config: RunConfig, material: Material, verb: str) -> list[Row]:
-    """The rows that someone must answer before training.
+    """The rows whose text is written before training.
 
     Args:
         config: The run.
         material: Its rows.
-        verb: ``distill`` or ``sft``.
+        verb: ``distill``, ``sft``, or ``generate``, which answers all rows where all have a completion.
     """
-    policy = config.policy
-    if isinstance(policy, SequenceLevelPolicy):
-        return [] if policy.folder is not None else _with_prompt(material.rows, material)
-    if isinstance(policy, ContrastivePolicy) and policy.teacher_text == "answers":
+    policy, prompts = config.policy, material.encoded.prompts
+    if isinstance(policy, DatasetPolicy):
+        if verb == "generate":
+            return prompts or [row for row in material.rows if row.text is None]
+        return prompts if config.data.unlabelled == "teacher_answers" else []
+    if _labels_ignored(config) or (verb == "generate" and not prompts):
         return _with_prompt(material.rows, material)
-    if config.data.unlabelled != "teacher_answers":
-        return []
-    if _prompts_alone(config) and not _warm(config, verb):
-        return []
-    prompts = material.encoded.prompts
-    return prompts if isinstance(policy, DatasetPolicy) else _with_prompt(prompts, material)
+    needed = config.data.unlabelled == "teacher_answers" and (not _prompts_alone(config) or _warm(config, verb))
+    return _with_prompt(prompts, material) if needed or verb == "generate" else []
 
 
-def gather_lessons(
-    config: RunConfig,
-    material: Material,
-    answering: Answering | None,
-    *,
-    verb: str,
-    first: bool,
-    wait: Callable[[], None],
-) -> Lessons:
-    """All that the run learns from, with the answers to the rows that :func:`rows_to_answer` names.
+def gather_lessons(config: RunConfig, material: Material, text: Sequence[Example] | None, *, verb: str) -> Lessons:
+    """All that the run learns from.
 
     Args:
         config: The run.
         material: Its rows.
-        answering: Who answers, once; None: rows without a completion are dropped.
+        text: What was written to the rows that :func:`rows_to_answer` names; None: those are dropped.
         verb: ``distill`` or ``sft``.
-        first: Whether this process writes.
-        wait: Waits for the other processes.
 
     Raises:
         SettingError: Nothing is left to learn from.
     """
-    asked = rows_to_answer(config, material, verb)
-    text, counts = _labelled(config, material)
-    if asked and answering is not None:
-        answered = _answered(asked, answering, first=first, wait=wait)
-        text += answered
-        counts["answered by the teacher"] = len(answered)
+    rows, counts = _labelled(config, material)
+    if text is not None:
+        rows += text
+        counts[answered_by(config)] = len(text)
     elif material.encoded.prompts and not _prompts_alone(config):
         _log.info("Dropped %d rows: no completion", len(material.encoded.prompts))
         counts["no completion"] = len(material.encoded.prompts)
-    text.sort(key=lambda example: example.row)
-    examples = _bare(material) if _prompts_alone(config) else text
-    warm = text if _warm(config, verb) or not _prompts_alone(config) else []
+    rows.sort(key=lambda example: example.row)
+    examples = _bare(material) if _prompts_alone(config) else rows
+    warm = rows if _warm(config, verb) or not _prompts_alone(config) else []
     if not examples or (not warm and _warm(config, verb)):
         raise SettingError(_nothing_left(counts, warm=bool(examples)))
-    if examples is not text:
+    if examples is not rows:
         counts["prompts"] = len(examples)
     return Lessons(examples, warm, material.prompts, material.places, counts)
+
+
+def answered_by(config: RunConfig) -> str:
+    """What the record calls the number of texts that were written before training.
+
+    Args:
+        config: The run.
+    """
+    return f"answered by the {'student' if student_writes(config) else 'teacher'}"
 
 
 def check_room(config: RunConfig, material: Material, models: Mapping[str, Any]) -> None:
@@ -249,6 +219,14 @@ def _prompts_alone(config: RunConfig) -> bool:
     return isinstance(config.policy, OnPolicy | WarmupPolicy)
 
 
+def _labels_ignored(config: RunConfig) -> bool:
+    """Whether text is written to all prompts, whatever label a row has."""
+    policy = config.policy
+    if isinstance(policy, ContrastivePolicy):
+        return policy.teacher_text == "answers"
+    return isinstance(policy, SequenceLevelPolicy)
+
+
 def _check_prompts(rows: Sequence[Row], kind: str) -> None:
     plain = next((row for row in rows if row.text is not None), None)
     if plain is not None:
@@ -274,8 +252,7 @@ def _bare(material: Material) -> list[Example]:
 def _labelled(config: RunConfig, material: Material) -> tuple[list[Example], dict[str, Any]]:
     """The rows whose own text is learnt from, and how many were left out for what reason."""
     encoded, policy = material.encoded, config.policy
-    answered = isinstance(policy, ContrastivePolicy) and policy.teacher_text == "answers"
-    if answered or isinstance(policy, SequenceLevelPolicy):
+    if _labels_ignored(config):
         missing = len(material.rows) - len(material.prompts)
         return [], ({"prompt over the limit": missing} if missing else {})
     examples, counts = list(encoded.examples), {"labelled": len(encoded.examples), **encoded.dropped}
@@ -307,48 +284,3 @@ def _places(rows: Sequence[Row]) -> list[str]:
     for row in rows:
         places[row.index] = row.where
     return places
-
-
-def _answered(prompts: Sequence[Row], answering: Answering, *, first: bool, wait: Callable[[], None]) -> list[Example]:
-    if first:
-        answer_prompts(prompts, answering)
-    # The others wait without a time-out of the process group: answers can take hours.
-    while not answering.path.is_file():
-        time.sleep(0.2)
-    wait()
-    return answer_examples(read_answers(answering.path), answering.encoder)
-
-
-def answer_prompts(prompts: Sequence[Row], answering: Answering) -> int:
-    """Have the teacher answer prompts; a complete file made with the same settings is left as it is.
-
-    Args:
-        prompts: Rows to answer.
-        answering: Teacher, settings and file.
-
-    Returns:
-        How many answers the file holds.
-    """
-    teacher, data = answering.teacher, answering.config.data
-    if answering.path.is_file():
-        _log.info("The teacher's answers are in %s already", answering.path)
-    else:
-        _log.info("The teacher answers %d prompts, once, into %s", len(prompts), answering.path)
-    with Counter(len(prompts) * data.generation.samples_per_prompt, name="answers") as counter:
-        return write_answers(
-            prompts,
-            model=teacher.model,
-            tokenizer=answering.tokenizer,
-            encoder=answering.encoder,
-            config=data.generation,
-            eos_ids=_endings(answering),
-            pad_id=pad_id_of(answering.tokenizer),
-            vocab_size=teacher.vocab_size,
-            fingerprint=teacher.fingerprint(),
-            path=answering.path,
-            progress=counter,
-        )
-
-
-def _endings(answering: Answering) -> tuple[int, ...]:
-    return eos_ids_of(answering.tokenizer, answering.teacher.model)
