@@ -70,7 +70,7 @@ class VllmServerGenerator:
         engine = config.engine
         self._sampling = VllmSampling.of(config, model, eos_ids, vocab_size)
         self._client = VllmClient(engine, pause=pause)
-        self._push = make_push(engine, self._client, model=model, tokenizer=tokenizer, run_folder=run_folder)
+        self._push = make_push(engine, self._client, model=model, run_folder=run_folder)
         self._pushes = first and rank == 0
         self._agree = agree or agree_on(world)
         self._version: int | None = None

@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any, Protocol, final
 
 import torch
+from safetensors.torch import save_file
 
 from amidkd.config.policy import VllmEngine
 from amidkd.errors import SettingError
 from amidkd.generation.base import GenerationError
 from amidkd.generation.vllm_http import RefusedError, VllmClient
-from amidkd.models import checkpoint_weights, save_student
+from amidkd.models import checkpoint_weights
+from amidkd.models.facts import base_of
+from amidkd.record import atomic_folder
 
 __all__ = ["DiskPush", "NcclPush", "NoPush", "WeightPush", "make_push"]
 
@@ -64,7 +67,7 @@ class NoPush:
 
 @final
 class DiskPush:
-    """Weights go through a folder that both sides see: one Hugging Face folder a version, adapters merged in.
+    """Weights go through a folder that both sides see: one a version, with adapters merged in.
 
     Every run needs a folder of its own, since what an older version left there is removed. It takes a server with
     ``VLLM_SERVER_DEV_MODE=1`` whose ``reload_weights`` takes a path.
@@ -72,12 +75,11 @@ class DiskPush:
     Args:
         client: The server.
         model: The student, not wrapped for distribution.
-        tokenizer: Its tokenizer.
         folder: The folder, as both sides see it.
     """
 
-    def __init__(self, client: VllmClient, *, model: Any, tokenizer: Any, folder: Path) -> None:
-        self._client, self._model, self._tokenizer = client, model, tokenizer
+    def __init__(self, client: VllmClient, *, model: Any, folder: Path) -> None:
+        self._client, self._model = client, model
         self._folder = folder.absolute()
         self._held: Path | None = None
         self._pushes = False
@@ -86,7 +88,10 @@ class DiskPush:
         """Write the folder of this version, have the server read it, remove older ones."""
         path = self._path(version)
         self._pushes = True
-        save_student(self._model, self._tokenizer, path)
+        weights = {name: tensor.contiguous() for name, tensor in checkpoint_weights(self._model).items()}
+        with atomic_folder(path) as temporary:
+            save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
+            base_of(self._model).config.save_pretrained(temporary)
         self._load(path, self._client.post)
         self._remove(path)
 
@@ -241,9 +246,7 @@ class NcclPush:
             raise GenerationError(f"vLLM at {self._client.url}: {path}: this side of NCCL failed: {cause}")
 
 
-def make_push(
-    engine: VllmEngine, client: VllmClient, *, model: Any, tokenizer: Any, run_folder: Path
-) -> DiskPush | NcclPush | NoPush:
+def make_push(engine: VllmEngine, client: VllmClient, *, model: Any, run_folder: Path) -> DiskPush | NcclPush | NoPush:
     """The way that a run file asks for.
 
     Raises:
@@ -258,7 +261,7 @@ def make_push(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SettingError(f"engine.weight_folder: {folder} cannot be made ({error}); name another") from error
-    return DiskPush(client, model=model, tokenizer=tokenizer, folder=folder)
+    return DiskPush(client, model=model, folder=folder)
 
 
 def _communicator(address: str, port: int, world: int, device: torch.device) -> Any:
