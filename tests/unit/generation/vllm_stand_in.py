@@ -52,8 +52,10 @@ class StandIn:
     the JSON in a whole body), ``die`` (the whole process), or a function that changes an answer.
     """
 
-    def __init__(self, folder: Path, *, token: str | None = None, context: int | None = None, port: int = 0) -> None:
-        self.folder, self.token = folder, token
+    def __init__(self, folder: Path, *, context: int | None = None, port: int = 0, wire: Any = None) -> None:
+        self.folder, self.wire = folder, wire
+        self.token: str | None = None
+        self.frames = True
         self.faults: list[int | str | Callable[[dict[str, Any]], Any]] = []
         self.calls: Counter[str] = Counter()
         self.bodies: list[dict[str, Any]] = []
@@ -109,6 +111,8 @@ class StandIn:
             return {"count": len(tokens), "max_model_len": self._room, "tokens": tokens}
         if (method, path) == ("POST", "/v1/completions"):
             return self._complete(body)
+        if self.wire is not None:
+            return self._transfer(method, path, body)
         raise WrongError(404, "Not Found")
 
     def _reload(self, body: Any) -> Any:
@@ -120,6 +124,30 @@ class StandIn:
         self.loaded.append(path.name)
         self._next = load_model(path)
         return {"results": [None]}
+
+    def _transfer(self, method: str, path: str, body: Any) -> Any:
+        """vLLM's own weight transfer; ``wire`` is between this and the trainer's communicator."""
+        if (method, path) == ("GET", "/get_world_size"):
+            return {"world_size": 2}
+        if (method, path) == ("POST", "/init_weight_transfer_engine"):
+            other = self.wire.joined.get(timeout=20)
+            need(other.pop("rank") == 0, "the trainer is rank 0")
+            need(body == {"init_info": {**other, "rank_offset": 1}} and other["world_size"] == 3, f"init {body}")
+            return {"message": "Weight transfer initialized"}
+        if (method, path) == ("POST", "/update_weights"):
+            info = body["update_info"]
+            need(set(info) == {"names", "dtype_names", "shapes"}, f"fields {set(info)}")
+            state = {}
+            for name, dtype, shape in zip(info["names"], info["dtype_names"], info["shapes"], strict=True):
+                tensor = self.wire.tensors.get(timeout=20)
+                need(f"torch.{dtype}" == str(tensor.dtype) and shape == list(tensor.shape), f"{name} is another")
+                state[name] = tensor
+            self._next = load_model(self.folder)
+            self._next.load_state_dict(state, strict=True)
+            return {"message": "Weights updated"}
+        if self.frames and (method, path) in (("POST", "/start_weight_update"), ("POST", "/finish_weight_update")):
+            return {"message": "done"}
+        raise WrongError(404, "Not Found")
 
     def _complete(self, body: Any) -> dict[str, Any]:
         vocab = self._check(body)
