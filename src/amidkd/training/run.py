@@ -9,13 +9,13 @@ from typing import Any
 from warnings import warn
 
 from amidkd.config import PretrainedStudent, RunConfig, WarmStartConfig, dump_yaml
-from amidkd.data import Encoder, training_rows
+from amidkd.data import Encoder
 from amidkd.errors import SettingError, SettingWarning
 from amidkd.kernels import check_backend, describe
 from amidkd.models import load_tokenizer, make_student, save_student, student_tokenizer, vocabulary_size
-from amidkd.policies import make_policy
 from amidkd.record import RunFolder, commit_of, now, versions, write_atomic
 from amidkd.teachers import LiveTeacher, make_teacher
+from amidkd.training.answering import Answering, given_folder, student_writes, text_examples
 from amidkd.training.arguments import check_training_settings, steps_of, training_arguments
 from amidkd.training.card import write_card
 from amidkd.training.chain import run_stages
@@ -23,9 +23,7 @@ from amidkd.training.checkpoint import chosen_checkpoint, keep_newest
 from amidkd.training.fingerprint import check_same_run, hash_examples, hash_student, run_settings
 from amidkd.training.folders import WARM_START, check_folder, holds_a_run
 from amidkd.training.lessons import (
-    Answering,
     Lessons,
-    answer_prompts,
     check_room,
     check_tokens,
     gather_lessons,
@@ -33,29 +31,34 @@ from amidkd.training.lessons import (
     rows_to_answer,
     warm_start_of,
 )
-from amidkd.training.objective import ScheduledObjective, learns_through_assistant
+from amidkd.training.main_stage import check_policy, main_loss, main_policy, validation_examples
 from amidkd.training.settings import LossSettings
 from amidkd.training.stages import StageResult, load_corpus, stage_arguments, train_stage
 
-__all__ = ["distill", "run_generate", "sft", "warm_start_of"]
+__all__ = ["answering_of", "begin", "distill", "load_teacher", "sft"]
 
 _log = logging.getLogger("amidkd")
 
 
 @dataclass
-class _Run:
+class Run:
     """A run under way: what every part of it needs. ``whole`` is the run file, of which it may be a stage."""
 
     config: RunConfig
     verb: str
     folder: RunFolder
-    first: bool
+    rank: int
     wait: Callable[[], None]
     device: Any
     processes: int
     whole: RunConfig
     tokenizer: Any = None
     teacher: LiveTeacher | None = None
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes."""
+        return self.rank == 0
 
     def note(self, **entries: Any) -> None:
         """Write to the record, from the first process."""
@@ -108,53 +111,25 @@ def sft(config: RunConfig) -> RunFolder:
     return _train(config, "sft")
 
 
-def run_generate(config: RunConfig) -> Path:
-    """Write the teacher's answers to ``generated.parquet`` of the run folder.
-
-    To the rows without a completion, as ``distill`` would; or where all rows have one, to all of them.
-
-    Args:
-        config: The run.
-
-    Returns:
-        The file.
-
-    Raises:
-        SettingError: No teacher, no prompt, or a file made with other settings.
-    """
-    if config.teacher is None:
-        raise SettingError("generate needs a `teacher` section: whose answers?")
-    run = _begin(config, "generate")
-    encoder = Encoder(run.tokenizer, config.data)
-    rows = training_rows(config)
-    prompts = [row for row in rows if not row.labelled] or [row for row in rows if row.text is None]
-    if not prompts:
-        raise SettingError(f"{config.data.train}: rows of plain `text` have no prompt to answer")
-    run.teacher = make_teacher(config.teacher, student_tokenizer=run.tokenizer, device=run.device)
-    if run.first:
-        answer_prompts(prompts, _answering(run, encoder))
-    run.wait()
-    return run.folder.generated_file
-
-
 def _train(config: RunConfig, verb: str, whole: RunConfig | None = None) -> RunFolder:
-    run = _begin(config, verb, whole)
+    run = begin(config, verb, whole)
     check_backend(config.kernels.backend, run.device)
+    check_policy(config, verb)
     resume = config.training.resume_from_checkpoint
     chosen_checkpoint(run.folder.path, resume)
     check_folder(config, run.folder, verb=verb, processes=run.processes)
     encoder = Encoder(run.tokenizer, config.data)
     material = read_rows(config, encoder)
-    answers = bool(rows_to_answer(config, material, verb))
-    if config.teacher is not None and (verb == "distill" or answers):
-        run.teacher = make_teacher(config.teacher, student_tokenizer=run.tokenizer, device=run.device)
+    asked = rows_to_answer(config, material, verb)
+    if verb == "distill" or (asked and not student_writes(config)):
+        load_teacher(run)
     # Before the teacher answers, which may take hours: a student that cannot be made stops the run here.
     student = _fresh_student(run)
     models = {"student": student} if run.teacher is None else {"student": student, "teacher": run.teacher.model}
     check_room(config, material, models)
     began = time.perf_counter()
-    answering = _answering(run, encoder) if answers and run.teacher is not None else None
-    lessons = gather_lessons(config, material, answering, verb=verb, first=run.first, wait=run.wait)
+    text = text_examples(asked, material.prompts, answering_of(run, encoder))
+    lessons = gather_lessons(config, material, text, verb=verb)
     seconds = time.perf_counter() - began
     vocab_size = vocabulary_size(run.tokenizer) if run.teacher is None else run.teacher.vocab_size
     check_tokens(lessons, vocab_size)
@@ -168,26 +143,26 @@ def _train(config: RunConfig, verb: str, whole: RunConfig | None = None) -> RunF
     run.wait()
     _log.info("The loss is computed by: %s", describe(config.kernels.backend, run.device))
     _open_record(run, lessons, settings)
-    if answering is not None and "answers" not in run.folder.record().get("stages", {}):
-        run.note(stages={"answers": {"answers": lessons.counts["answered by the teacher"], "seconds": seconds}})
+    if text is not None and given_folder(config) is None and "answers" not in run.folder.record().get("stages", {}):
+        run.note(stages={"answers": {"answers": len(text), "seconds": seconds}})
     student = _warmed_student(run, student, lessons, settings, vocab_size)
     result = _main_stage(run, student, lessons, settings, vocab_size, corpus)
     _close(run, student, result)
     return run.folder
 
 
-def _begin(config: RunConfig, verb: str, whole: RunConfig | None = None) -> _Run:
+def begin(config: RunConfig, verb: str, whole: RunConfig | None = None) -> Run:
     """Check the settings, start the process group, load the tokenizer."""
     check_training_settings(config)
     folder = RunFolder(Path(config.output.folder))
     if folder.path.exists() and not folder.path.is_dir():
         raise SettingError(f"output.folder: {folder.path} is a file; name a folder")
     arguments = training_arguments(config, folder.path)
-    run = _Run(
+    run = Run(
         config=config,
         verb=verb,
         folder=folder,
-        first=arguments.process_index == 0,
+        rank=arguments.process_index,
         wait=arguments.distributed_state.wait_for_everyone,
         device=arguments.device,
         processes=arguments.world_size,
@@ -198,7 +173,7 @@ def _begin(config: RunConfig, verb: str, whole: RunConfig | None = None) -> _Run
     return run
 
 
-def _contents(run: _Run, lessons: Lessons, corpus: Any) -> dict[str, Any]:
+def _contents(run: Run, lessons: Lessons, corpus: Any) -> dict[str, Any]:
     """What files hold, and how the run is spread; paths may change."""
     return {
         "verb": run.verb,
@@ -211,12 +186,36 @@ def _contents(run: _Run, lessons: Lessons, corpus: Any) -> dict[str, Any]:
     }
 
 
-def _answering(run: _Run, encoder: Encoder) -> Answering:
-    assert run.teacher is not None
-    return Answering(run.teacher, run.config, run.tokenizer, encoder, run.folder.generated_file)
+def load_teacher(run: Run) -> None:
+    """Load the run's teacher, where it has one.
+
+    Raises:
+        SettingError: It cannot be loaded, or shares no vocabulary with the student.
+    """
+    if run.config.teacher is not None:
+        run.teacher = make_teacher(run.config.teacher, student_tokenizer=run.tokenizer, device=run.device)
 
 
-def _open_record(run: _Run, lessons: Lessons, settings: dict[str, Any]) -> None:
+def answering_of(run: Run, encoder: Encoder) -> Answering:
+    """What it takes to have text written in a run.
+
+    Args:
+        run: The run.
+        encoder: How prompts become tokens.
+    """
+    return Answering(
+        config=run.config,
+        teacher=run.teacher,
+        tokenizer=run.tokenizer,
+        encoder=encoder,
+        device=run.device,
+        folder=run.folder.generated,
+        rank=run.rank,
+        world=run.processes,
+    )
+
+
+def _open_record(run: Run, lessons: Lessons, settings: dict[str, Any]) -> None:
     """Write the run file and the record's first entries."""
     if not run.first:
         return
@@ -252,7 +251,7 @@ def _device_name(device: Any) -> str:
     return f"{device.type} ({platform.processor() or platform.machine()}, {torch.get_num_threads()} threads)"
 
 
-def _fresh_student(run: _Run) -> Any:
+def _fresh_student(run: Run) -> Any:
     config = run.config
     return make_student(
         config.student,
@@ -263,7 +262,7 @@ def _fresh_student(run: _Run) -> Any:
     )
 
 
-def _warmed_student(run: _Run, student: Any, lessons: Lessons, settings: dict[str, Any], vocab_size: int) -> Any:
+def _warmed_student(run: Run, student: Any, lessons: Lessons, settings: dict[str, Any], vocab_size: int) -> Any:
     """The student where the main stage starts; after a warm start always as it was saved, also in one go."""
     config = run.config
     warm = warm_start_of(config) if run.verb == "distill" else None
@@ -298,7 +297,7 @@ def _warm_arguments(config: RunConfig, warm: WarmStartConfig) -> dict[str, Any]:
     }
 
 
-def _saved_student(run: _Run, folder: Path) -> Any:
+def _saved_student(run: Run, folder: Path) -> Any:
     student = run.config.student
     if student.lora is None:
         saved = PretrainedStudent(model=str(folder), dtype=student.dtype, trust_remote_code=student.trust_remote_code)
@@ -311,23 +310,11 @@ def _saved_student(run: _Run, folder: Path) -> Any:
 
 
 def _main_stage(
-    run: _Run, student: Any, lessons: Lessons, settings: dict[str, Any], vocab_size: int, corpus: Any
+    run: Run, student: Any, lessons: Lessons, settings: dict[str, Any], vocab_size: int, corpus: Any
 ) -> StageResult:
-    config, objective = run.config, run.config.objective
-    teacher = run.teacher if run.verb == "distill" else None
+    config = run.config
     run.note(models=_sizes(student, run.teacher))
-    if teacher is None:
-        loss = LossSettings(vocab_size=vocab_size, kernels=config.kernels)
-    else:
-        steps = steps_of(stage_arguments(config, run.folder.path, len(lessons.examples), None), len(lessons.examples))
-        loss = LossSettings(
-            objective=ScheduledObjective(objective, steps=steps),
-            cross_entropy_weight=objective.cross_entropy_weight,
-            temperature=objective.temperature,
-            vocab_size=vocab_size,
-            kernels=config.kernels,
-            warn_where_stuck=warm_start_of(config) is None and learns_through_assistant(objective) and corpus is None,
-        )
+    arguments = stage_arguments(config, run.folder.path, len(lessons.examples), None)
     return train_stage(
         config,
         run.folder.path,
@@ -335,10 +322,25 @@ def _main_stage(
         student=student,
         tokenizer=run.tokenizer,
         lessons=lessons,
-        loss=loss,
+        loss=main_loss(
+            config,
+            verb=run.verb,
+            steps=steps_of(arguments, len(lessons.examples)),
+            vocab_size=vocab_size,
+            corpus=corpus is not None,
+        ),
         settings={**settings, "stage": run.verb},
-        teacher=teacher,
-        policy=make_policy(config.policy),
+        teacher=run.teacher if run.verb == "distill" else None,
+        policy=main_policy(
+            config,
+            student=student,
+            tokenizer=run.tokenizer,
+            lessons=lessons,
+            arguments=arguments,
+            vocab_size=vocab_size,
+            folder=run.folder.path,
+        ),
+        validation=validation_examples(config, Encoder(run.tokenizer, config.data), vocab_size),
         corpus=corpus,
     )
 
@@ -356,7 +358,7 @@ def _sizes(student: Any, teacher: LiveTeacher | None) -> dict[str, Any]:
     return sizes
 
 
-def _close(run: _Run, student: Any, result: StageResult) -> None:
+def _close(run: Run, student: Any, result: StageResult) -> None:
     """Save the student with its card, and finish the record."""
     config = run.config
     if run.first:
