@@ -5,17 +5,19 @@ the batch, nothing of the model's generation settings leaks in, and small models
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from amidkd.errors import SettingError
 from amidkd.models.cache import growing_cache
 from amidkd.models.facts import base_of, forward_parameters, text_config
 from amidkd.models.modes import evaluating
-from amidkd.models.sampling import Sampling, random_numbers
+from amidkd.models.packed import packed_weights
+from amidkd.models.sampling import Sampling, random_numbers, wide_dtype
 
 __all__ = ["generate"]
 
@@ -76,21 +78,17 @@ def generate(
     sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k)
     longest = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
     names = list(range(len(prompts)) if streams is None else streams)
-    if not len(longest) == len(names) == len(prompts):
-        raise SettingError(f"max_new_tokens and streams must have one value a prompt; got {len(longest)}, {len(names)}")
-    least = max_new_tokens if isinstance(max_new_tokens, int) else min(longest, default=1)
-    if least < 1 or batch_size < 1:
-        raise SettingError(f"max_new_tokens and batch_size must be above 0; got {least} and {batch_size}")
-    if vocab_size is not None and vocab_size < 1:
-        raise SettingError(f"vocab_size must be above 0; got {vocab_size}")
+    _check(len(prompts), max_new_tokens, longest, names, batch_size, vocab_size)
     limits = _answer_limits(model, prompts, longest)
     decoder = _Decoder(model, sampling, frozenset(eos_ids), pad_id, vocab_size)
     answers: list[list[int]] = [[] for _ in prompts]
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    batches = list(_batches([len(prompt) for prompt in prompts], batch_size, mixed=decoder.caches))
     devices = [decoder.device] if decoder.device.type == "cuda" else []
-    with torch.no_grad(), evaluating(model), torch.random.fork_rng(devices=devices):
+    with torch.no_grad(), evaluating(model), torch.random.fork_rng(devices=devices), ExitStack() as stack:
         torch.manual_seed(seed)
-        for rows in _batches(order, [len(prompt) for prompt in prompts], batch_size, mixed=decoder.caches):
+        if batches:
+            stack.enter_context(packed_weights(model, max(map(len, batches))))
+        for rows in batches:
             made = decoder.run(
                 [prompts[row] for row in rows], [limits[row] for row in rows], [names[row] for row in rows], seed
             )
@@ -121,37 +119,34 @@ class _Decoder:
 
     def run(self, prompts: list[Sequence[int]], limits: list[int], streams: list[int], seed: int) -> list[list[int]]:
         """Answer one batch."""
-        device, steps = self.device, max(limits)
-        tokens, attention = _left_padded(prompts, self.pad_id, device)
-        uniform_BS = random_numbers(seed, streams, steps if self.sampling.temperature else 0).to(device)
+        steps = max(limits)
+        uniform_BS = random_numbers(seed, streams, steps if self.sampling.temperature else 1)
+        uniform_BS = uniform_BS.to(self.device, wide_dtype(self.device))
         answers: list[list[int]] = [[] for _ in prompts]
-        forward = _Forward(self.model, tokens, attention, caches=self.caches)
+        forward = _Forward(self.model, prompts, self.pad_id, steps, caches=self.caches)
         places, done = list(range(len(prompts))), [False] * len(prompts)
         for step in range(steps):
-            logits = self._allowed(forward.next_logits())
-            uniform = uniform_BS[places, step] if self.sampling.temperature else logits.new_empty(0)
-            chosen = self.sampling.choose(logits, uniform)
+            logits = forward.next_logits()[:, : self.vocab_size]
+            chosen = self.sampling.choose(logits, uniform_BS[:, step if self.sampling.temperature else 0])
+            # The one place in a step that waits for the device.
             for place, token in zip(places, chosen.tolist(), strict=True):
                 if not done[place]:
+                    if token < 0:
+                        raise SettingError("the model's logits are NaN or infinite; check its weights and dtype")
                     answers[place].append(token)
                     done[place] = token in self.eos_ids or len(answers[place]) >= limits[place]
             keep = [index for index, place in enumerate(places) if not done[place]]
             if not keep:
                 break
+            forward.extend(chosen)
             # Leaving copies the cache, so rows leave in groups; but none may outgrow the model's positions.
             full = any(step + 1 >= limits[place] for place in places)
-            leave = forward.can_drop and (full or len(keep) <= _CROWD * len(places))
-            forward.extend(chosen, keep if leave else None)
-            places = [places[index] for index in keep] if leave else places
+            if forward.can_drop and len(keep) < len(places) and (full or len(keep) <= _CROWD * len(places)):
+                kept = torch.tensor(keep, device=self.device)
+                forward.keep(kept)
+                uniform_BS = uniform_BS[kept]
+                places = [places[index] for index in keep]
         return answers
-
-    def _allowed(self, logits_BV: Tensor) -> Tensor:
-        logits = logits_BV.float()
-        if not bool((logits < float("inf")).all()):
-            raise SettingError("the model's logits are NaN or infinite; check its weights and dtype")
-        if self.vocab_size is not None and self.vocab_size < logits.shape[-1]:
-            logits[:, self.vocab_size :] = float("-inf")
-        return logits
 
 
 class _Forward:
@@ -160,14 +155,18 @@ class _Forward:
     A model without a key-value cache (a recurrent one) reads everything again for each token.
     """
 
-    def __init__(self, model: Any, tokens_BT: Tensor, attention_BT: Tensor, *, caches: bool) -> None:
+    def __init__(self, model: Any, prompts: list[Sequence[int]], pad_id: int, steps: int, *, caches: bool) -> None:
         parameters = forward_parameters(model)
-        self._model = model
+        device = next(model.parameters()).device
+        self._model, self._caches = model, caches
         self._takes_positions = "position_ids" in parameters
-        self._caches = caches
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
-        self._unread_BT, self._attention_BT = tokens_BT, attention_BT
-        self._positions_BT = (attention_BT.cumsum(dim=1) - 1).clamp(min=0)
+        self._unread_BT, self._attention_BT = _left_padded(prompts, pad_id, device)
+        self._positions_BT = (self._attention_BT.cumsum(dim=1) - 1).clamp(min=0)
+        self._width = self._unread_BT.shape[1]
+        # Where nothing is padded the model needs no mask, and spares itself the work on one.
+        self._padded = min(map(len, prompts)) < self._width
+        self._attention_BT = nn.functional.pad(self._attention_BT, (0, steps), value=1)
         self._cache: Any = growing_cache(base_of(model)) if caches else None
 
     @property
@@ -178,11 +177,9 @@ class _Forward:
 
     def next_logits(self) -> Tensor:
         """Logits [B, V] of the next token of each row."""
-        inputs: dict[str, Any] = {
-            "input_ids": self._unread_BT,
-            "attention_mask": self._attention_BT,
-            "use_cache": self._caches,
-        }
+        inputs: dict[str, Any] = {"input_ids": self._unread_BT, "use_cache": self._caches}
+        if self._padded:
+            inputs["attention_mask"] = self._attention_BT[:, : self._width]
         if self._takes_positions:
             inputs["position_ids"] = self._positions_BT
         if self._caches:
@@ -192,27 +189,28 @@ class _Forward:
             self._cache = output.past_key_values
         return output.logits[:, -1]
 
-    def extend(self, chosen_B: Tensor, keep: list[int] | None) -> None:
-        """Append the chosen tokens; go on with the rows in ``keep`` alone (None: all)."""
+    def extend(self, chosen_B: Tensor) -> None:
+        """Append the chosen tokens."""
         chosen, following = chosen_B[:, None], self._positions_BT[:, -1:] + 1
-        self._attention_BT = torch.cat([self._attention_BT, torch.ones_like(chosen)], dim=1)
+        self._width += 1
         if self._caches:
             self._unread_BT, self._positions_BT = chosen, following
         else:
             self._unread_BT = torch.cat([self._unread_BT, chosen], dim=1)
             self._positions_BT = torch.cat([self._positions_BT, following], dim=1)
-        if keep is not None:
-            kept = torch.tensor(keep, device=chosen.device)
-            self._attention_BT, self._unread_BT = self._attention_BT[kept], self._unread_BT[kept]
-            self._positions_BT = self._positions_BT[kept]
-            if self._cache is not None:
-                self._cache.batch_select_indices(kept)
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows alone."""
+        self._attention_BT, self._unread_BT = self._attention_BT[rows], self._unread_BT[rows]
+        self._positions_BT = self._positions_BT[rows]
+        if self._cache is not None:
+            self._cache.batch_select_indices(rows)
 
 
-def _batches(order: list[int], lengths: list[int], size: int, *, mixed: bool) -> Iterator[list[int]]:
+def _batches(lengths: list[int], size: int, *, mixed: bool) -> Iterator[list[int]]:
     """Cut prompts, sorted by length, into batches; of one length each unless ``mixed``."""
     batch: list[int] = []
-    for row in order:
+    for row in sorted(range(len(lengths)), key=lengths.__getitem__):
         if batch and (len(batch) == size or not (mixed or lengths[row] == lengths[batch[0]])):
             yield batch
             batch = []
@@ -226,6 +224,26 @@ def _left_padded(prompts: list[Sequence[int]], pad_id: int, device: torch.device
     tokens = [[pad_id] * (width - len(prompt)) + list(prompt) for prompt in prompts]
     attention = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
     return torch.tensor(tokens, device=device), torch.tensor(attention, device=device)
+
+
+def _check(
+    count: int,
+    max_new_tokens: int | Sequence[int],
+    longest: list[int],
+    streams: list[int],
+    batch_size: int,
+    vocab_size: int | None,
+) -> None:
+    if not len(longest) == len(streams) == count:
+        raise SettingError(
+            f"max_new_tokens and streams must have one value for each of {count} prompts; "
+            f"got {len(longest)} and {len(streams)}"
+        )
+    least = max_new_tokens if isinstance(max_new_tokens, int) else min(longest, default=1)
+    if least < 1 or batch_size < 1:
+        raise SettingError(f"max_new_tokens and batch_size must be above 0; got {least} and {batch_size}")
+    if vocab_size is not None and vocab_size < 1:
+        raise SettingError(f"vocab_size must be above 0; got {vocab_size}")
 
 
 def _answer_limits(model: Any, prompts: Sequence[Sequence[int]], longest: list[int]) -> list[int]:
