@@ -78,7 +78,7 @@ class VllmClient:
         return self._ask("GET", path, None, self._tries, None)
 
     def post(
-        self, path: str, body: dict[str, Any] | None, *, once: bool = False, back: Callable[[], None] | None = None
+        self, path: str, body: dict[str, Any] | None, *, once: bool = False, back: Callable[[float], None] | None = None
     ) -> Any:
         """Send JSON; the JSON that came, or None where nothing did.
 
@@ -86,8 +86,8 @@ class VllmClient:
             path: From the root of the server.
             body: What to send.
             once: Do not try again: the request is no whole without others.
-            back: Called before a new try where the server may have been away, hence may have been started anew. What
-                it raises as no answer counts as a try.
+            back: Called before a new try where the server may have been away, hence may have been started anew, with
+                the time (``time.monotonic``) at which that was seen. What it raises as no answer counts as a try.
 
         Raises:
             RefusedError: The server said no.
@@ -100,20 +100,20 @@ class VllmClient:
         return self._once("POST", path, body)
 
     def _ask(
-        self, method: str, path: str, body: dict[str, Any] | None, tries: int, back: Callable[[], None] | None
+        self, method: str, path: str, body: dict[str, Any] | None, tries: int, back: Callable[[float], None] | None
     ) -> Any:
         failure: _PassingError | None = None
-        away = False
+        away: float | None = None
         for number in range(tries):
             if failure is not None:
                 self._pause(min(2.0 ** (number - 1), _LONGEST_PAUSE))
             try:
-                if away and back is not None:
-                    back()
-                    away = False
+                if away is not None and back is not None:
+                    back(away)
+                    away = None
                 return self._once(method, path, body)
             except _PassingError as error:
-                failure, away = error, away or error.gone
+                failure, away = error, time.monotonic() if error.gone else away
         raise GenerationError(
             f"vLLM at {self.url}: {method} {path} failed {tries} time{'s' * (tries > 1)}; the last time: {failure}. "
             "Is the server running and reachable? Start it again, then resume"

@@ -74,7 +74,7 @@ class VllmServerGenerator:
         self._pushes = first and rank == 0
         self._agree = agree or agree_on(world)
         self._version: int | None = None
-        self._lock, self._restored, self._stop = threading.Lock(), 0, threading.Event()
+        self._lock, self._restored, self._stop = threading.Lock(), float("-inf"), threading.Event()
         try:
             self._client.get("/health")
             self._name, self._room = self._served_model()
@@ -152,20 +152,19 @@ class VllmServerGenerator:
     def _one(self, prompt: Sequence[int], limit: int, seed: int) -> list[int]:
         if self._stop.is_set():
             raise GenerationError("another request of the batch failed")
-        before = self._restored
-        body = self._body(prompt, limit, seed)
-        value = self._client.post("/v1/completions", body, back=lambda: self._restore(before))
+        value = self._client.post("/v1/completions", self._body(prompt, limit, seed), back=self._restore)
         where = f"vLLM at {self._client.url}"
         return self._sampling.checked(self._answer(value, len(prompt), where), prompt, limit, where)
 
-    def _restore(self, before: int) -> None:
-        """After the server was away: its weights once more, by the first thread that comes here."""
+    def _restore(self, away: float) -> None:
+        """After the server was away: its weights once more, unless another thread has begun to since."""
         if self._stop.is_set():
             raise GenerationError("another request of the batch failed")
         with self._lock:
-            if self._restored == before:
+            if self._restored <= away:
+                begun = time.monotonic()
                 self._push.restore()
-                self._restored += 1
+                self._restored = begun
 
     def _body(self, prompt: Sequence[int], limit: int, seed: int) -> dict[str, Any]:
         body = self._sampling.arguments(limit, seed)

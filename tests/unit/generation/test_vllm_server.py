@@ -272,19 +272,18 @@ def test_a_right_answer_at_the_limit_may_end_with_eos(stand_in, client) -> None:
 
 def test_a_server_that_was_started_anew_gets_the_pushed_weights_again(stand_in, client, tmp_path) -> None:
     model = changed(student())
-    generator = client(model)
-    generator.update_weights(3)
+    wanted, one_at_a_time = in_process(model, tmp_path), threading.Lock()
 
     def start_again(_: float) -> None:
-        stand_in.start()
+        with one_at_a_time:
+            stand_in.start()
 
-    stand_in.stop()
-    wanted = in_process(model, tmp_path)[:1]
-    generator._client._pause = start_again
-    assert generator(Prompts(TOKENS[:1], [12], [0], 4)) == wanted
-    assert stand_in.loaded[-2:] == ["weights-for-vllm-step-3"] * 2
-    assert generator(PROMPTS)[0] == wanted[0]
-    assert len(stand_in.loaded) == 2
+    generator = client(model, pause=start_again)
+    generator.update_weights(3)
+    for times in (2, 3):
+        stand_in.stop()
+        assert generator(PROMPTS) == wanted
+        assert stand_in.loaded == ["weights-for-vllm-step-3"] * times
 
 
 def test_a_server_that_dies_for_good(served, client, tmp_path) -> None:

@@ -73,7 +73,9 @@ class StandIn:
         return f"http://127.0.0.1:{self._port}"
 
     def start(self) -> None:
-        """Listen, with the first weights; again at the same port after ``stop``."""
+        """Listen, with the first weights; again at the same port after ``stop``. Nothing to do while it listens."""
+        if self._server is not None:
+            return
         self._model = self._next = load_model(self.folder)
         room = self._model.config.max_position_embeddings
         self._room = room if self._context is None else self._context
