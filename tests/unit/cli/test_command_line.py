@@ -129,8 +129,8 @@ def test_a_loss_that_is_not_finite_stops_with_exit_code_1(run_file, capsys, tmp_
 def test_generate_writes_answers(run_file, capsys, tmp_path) -> None:
     code, out, err = outcome(capsys, "generate", str(run_file()))
     assert code == 0, err
-    assert (tmp_path / "run" / "generated.parquet").is_file()
-    assert "generated.parquet" in out
+    assert (tmp_path / "run" / "generated" / "manifest.json").is_file()
+    assert str(tmp_path / "run" / "generated") in out
 
 
 def test_sft_needs_no_teacher(run_file, capsys, tmp_path) -> None:

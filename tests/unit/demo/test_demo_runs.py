@@ -96,10 +96,9 @@ def test_each_run_is_a_run_folder(finished) -> None:
 
 def test_seeds_share_the_teachers_answers(finished) -> None:
     output, _ = finished
-    files = [
-        output.path / f"{key}-seed{seed}" / "generated.parquet" for key in ("texts", "fkl", "amid") for seed in (1, 2)
-    ]
-    assert {path.read_bytes() for path in files} == {(output.path / "answers" / "generated.parquet").read_bytes()}
+    shard = "generated/shard-00000.parquet"
+    files = [output.path / f"{key}-seed{seed}" / shard for key in ("texts", "fkl", "amid") for seed in (1, 2)]
+    assert {path.read_bytes() for path in files} == {(output.path / "answers" / shard).read_bytes()}
 
 
 def test_table_and_page_show_what_the_record_holds(finished) -> None:
