@@ -6,14 +6,13 @@ from typing import Any
 import torch
 from context import Context
 from names import GENERATE, WRITER
-from small import Pair, pairs
+from small import Pair, own_generator, pairs
 from timing import Row, reason, wall_clock
-from trainers import own_generator
 
 from amidkd.config import SamplingConfig
 from amidkd.generation import Prompts
 
-__all__ = ["run"]
+__all__ = ["check", "run"]
 
 
 def _peer(pair: Pair, prompts: list[list[int]], answer: int, temperature: float) -> Callable[[], list[list[int]]]:
@@ -48,7 +47,7 @@ def _own(pair: Pair, prompts: list[list[int]], answer: int, temperature: float) 
     return lambda: generator(asked)
 
 
-def _check(calls: dict[str, Callable[[], list[list[int]]]], *, answer: int, same: bool) -> None:
+def check(calls: dict[str, Callable[[], list[list[int]]]], *, answer: int, greedy: bool) -> None:
     """Everybody writes as many tokens as were asked for; in greedy mode the same ones.
 
     Raises:
@@ -58,9 +57,8 @@ def _check(calls: dict[str, Callable[[], list[list[int]]]], *, answer: int, same
     for name, answers in made.items():
         if any(len(ids) != answer for ids in answers):
             raise RuntimeError(f"{name} wrote answers that are not {answer} tokens long")
-    if same and made[WRITER] != made[GENERATE]:
-        pairs_of_rows = zip(made[WRITER], made[GENERATE], strict=True)
-        differing = sum(ours != theirs for ours, theirs in pairs_of_rows)
+    if greedy and made[WRITER] != made[GENERATE]:
+        differing = sum(ours != theirs for ours, theirs in zip(made[WRITER], made[GENERATE], strict=True))
         raise RuntimeError(f"greedy answers differ in {differing} of {len(made[WRITER])} rows")
 
 
@@ -89,7 +87,7 @@ def run(context: Context) -> Iterator[tuple[str, str, list[Row]]]:
                     WRITER: _own(found, prompts, sizes.answer, temperature),
                 }
                 try:
-                    _check(calls, answer=sizes.answer, same=mode == "greedy")
+                    check(calls, answer=sizes.answer, greedy=mode == "greedy")
                 except RuntimeError as error:
                     calls, missing = {}, {GENERATE: str(error), WRITER: str(error)}
             rows = context.timed("generate", group, calls, rounds=sizes.rounds[2], missing=missing, timer=wall_clock)

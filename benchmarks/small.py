@@ -15,7 +15,10 @@ import torch
 from names import MADE, REAL
 from sizes import Sizes
 
-__all__ = ["Pair", "made_pair", "pairs", "quiet", "real_pair", "small_llama"]
+from amidkd.config import SamplingConfig
+from amidkd.generation import Generator, make_generator
+
+__all__ = ["Pair", "made_pair", "own_generator", "pairs", "quiet", "real_pair", "small_llama"]
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 """Real data and small real models; not part of the package."""
@@ -55,6 +58,22 @@ class Pair:
     def new_student(self) -> Any:
         """A student as it was at the start."""
         return copy.deepcopy(self.student)
+
+
+def own_generator(pair: Pair, config: SamplingConfig, *, model: Any) -> Generator:
+    """This package's engine in this process."""
+    return make_generator(
+        config,
+        model=model,
+        tokenizer=pair.tokenizer,
+        eos_ids=[pair.tokenizer.eos_token_id],
+        pad_id=pair.tokenizer.pad_token_id,
+        vocab_size=pair.vocabulary,
+        run_folder=Path(),
+        first=True,
+        rank=0,
+        world=1,
+    )
 
 
 @contextmanager

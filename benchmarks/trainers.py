@@ -3,21 +3,20 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
-from small import Pair, quiet
+from small import Pair, own_generator, quiet
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainingArguments
 
-from amidkd.config import ObjectiveConfig, OnPolicy, SamplingConfig, StudentSampling
+from amidkd.config import ObjectiveConfig, OnPolicy, StudentSampling
 from amidkd.data import Example
-from amidkd.generation import Generator, Prompts, make_generator
+from amidkd.generation import Generator, Prompts
 from amidkd.policies import PolicyRoom, make_policy
 from amidkd.teachers import LiveTeacher
 from amidkd.training import DistillationTrainer, LossSettings, ScheduledObjective
 
-__all__ = ["Run", "Work", "distillation_trainer", "gkd_trainer", "own_generator", "own_trainer"]
+__all__ = ["Run", "Work", "distillation_trainer", "gkd_trainer", "own_trainer"]
 
 
 @dataclass(frozen=True)
@@ -178,22 +177,6 @@ def own_trainer(work: Work, writing: Writing, *, objective: ObjectiveConfig, reu
         loss=LossSettings(objective=ScheduledObjective(objective, steps=100), vocab_size=pair.vocabulary),
         teacher=LiveTeacher(pair.teacher, pair.tokenizer, vocab_size=pair.vocabulary),
         policy=make_policy(OnPolicy(generation=sampling, steps_per_generation=reused), room),
-    )
-
-
-def own_generator(pair: Pair, config: SamplingConfig, *, model: Any) -> Generator:
-    """This package's engine in this process."""
-    return make_generator(
-        config,
-        model=model,
-        tokenizer=pair.tokenizer,
-        eos_ids=[pair.tokenizer.eos_token_id],
-        pad_id=pair.tokenizer.pad_token_id,
-        vocab_size=pair.vocabulary,
-        run_folder=Path(),
-        first=True,
-        rank=0,
-        world=1,
     )
 
 

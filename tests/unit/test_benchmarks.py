@@ -10,16 +10,25 @@ import sys
 import pytest
 
 
-@pytest.fixture(scope="module")
-def run(repository, tmp_path_factory) -> tuple[str, dict]:
-    file = tmp_path_factory.mktemp("bench") / "bench.json"
-    command = [sys.executable, str(repository / "benchmarks" / "run.py"), "--quick"]
-    command += ["--sections", "accuracy,loss", "--json", str(file)]
+def run_script(repository, folder, *arguments: str) -> tuple[str, dict]:
+    file = folder / "bench.json"
+    command = [sys.executable, str(repository / "benchmarks" / "run.py"), "--quick", "--json", str(file), *arguments]
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"}
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout, json.loads(file.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def run(repository, tmp_path_factory) -> tuple[str, dict]:
+    return run_script(repository, tmp_path_factory.mktemp("bench"), "--sections", "accuracy,loss")
+
+
+@pytest.fixture(scope="module")
+def writing(repository, tmp_path_factory) -> tuple[str, dict]:
+    sections = ("--sections", "generate,on_policy", "--heaps", "default")
+    return run_script(repository, tmp_path_factory.mktemp("writing"), *sections)
 
 
 def rows_of(record: dict, section: str) -> list[dict]:
@@ -88,3 +97,40 @@ def test_machine_comes_first_and_goals_last(run) -> None:
             assert goal["value"]["low"] <= goal["value"]["median"] <= goal["value"]["high"]
     assert record["versions"]["torch"]
     assert [part["heap"] for part in record["parts"]] == ["default", "warm"]
+
+
+def test_writing_and_on_policy_training_have_numbers_or_say_why_not(writing, repository) -> None:
+    text, record = writing
+    for row in record["rows"]:
+        if row.get("missing"):
+            # TRL is optional, and so are the models beside the repository.
+            absent = row["group"].startswith("stories") and "../shared" in row["missing"]
+            assert row["method"].startswith("TRL ") or (absent and not (repository.parent / "shared").is_dir()), row
+            continue
+        assert all(seconds > 0 for seconds in row["rounds"])
+        assert row["figures"]["tokens"] >= 16
+        if row["section"] == "on_policy":
+            assert 0 < row["figures"]["writing"] < 1
+            assert re.search(rf"{re.escape(row['method'])} .* tokens/s; \d+% of it writing", text), row
+    found = {(row["group"], row["method"]) for row in record["rows"]}
+    assert {("made Llama, greedy", "amidkd"), ("made Llama", "amidkd"), ("made Llama", "amidkd, text for 4")} <= found
+
+
+def test_goals_of_writing_are_judged(writing) -> None:
+    goal = next(goal for goal in writing[1]["goals"] if goal["goal"].startswith("writing / ") and goal["value"])
+    assert "default heap" in goal["goal"]
+    assert goal["verdict"] in ("pass", "fail")
+
+
+def test_answers_that_are_not_generates_own_are_no_comparison(repository, monkeypatch) -> None:
+    monkeypatch.syspath_prepend(str(repository / "benchmarks"))
+    from generate import check
+
+    same = {"transformers generate": lambda: [[5, 6], [7, 8]], "amidkd": lambda: [[5, 6], [7, 8]]}
+    check(same, answer=2, greedy=True)
+    other = same | {"amidkd": lambda: [[5, 6], [7, 9]]}
+    check(other, answer=2, greedy=False)
+    with pytest.raises(RuntimeError, match="differ in 1 of 2"):
+        check(other, answer=2, greedy=True)
+    with pytest.raises(RuntimeError, match="not 3 tokens"):
+        check(same, answer=3, greedy=False)
