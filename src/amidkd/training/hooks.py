@@ -135,7 +135,7 @@ def _is_number(value: Any) -> bool:
 
 
 class Counter:
-    """Shows how far the teacher's answers are: a bar on a terminal, a line now and then elsewhere.
+    """Shows how far text that is being written is: a bar on a terminal, a line now and then elsewhere.
 
     Called with the answers and the tokens of each batch; use it in a ``with`` block.
 
@@ -145,7 +145,7 @@ class Counter:
     """
 
     def __init__(self, total: int, *, name: str) -> None:
-        self._total, self._name, self._done, self._tokens = total, name, 0, 0
+        self._total, self._name, self._done, self._made, self._tokens = total, name, 0, 0, 0
         self._began = self._told = time.monotonic()
         self._bar: Any = None
 
@@ -163,6 +163,7 @@ class Counter:
     def __call__(self, answers: int, tokens: int) -> None:
         """Count a batch; one without tokens was on disk already."""
         self._done += answers
+        self._made += answers if tokens else 0
         self._tokens += tokens
         now = time.monotonic()
         speed = f"{self._tokens / max(now - self._began, 1e-9):,.0f} tokens/s"
@@ -171,5 +172,5 @@ class Counter:
             self._bar.set_postfix_str(speed)
         elif now - self._told >= _SECONDS_BETWEEN_LINES:
             self._told = now
-            left = (now - self._began) / max(1, self._done) * (self._total - self._done)
+            left = (now - self._began) / max(1, self._made) * (self._total - self._done)
             _log.info("%s: %d of %d, %s, about %.0f s left", self._name, self._done, self._total, speed, left)

@@ -92,6 +92,14 @@ def world() -> World:
     return make_world()
 
 
+@pytest.fixture(scope="module")
+def written(world, tmp_path_factory) -> Path:
+    """A complete folder, which tests only read."""
+    folder = tmp_path_factory.mktemp("written") / "texts"
+    assert world.write(folder) == 60
+    return folder
+
+
 class KilledError(Exception):
     """Raised in the middle of the work."""
 
@@ -104,9 +112,8 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_answers_say_what_the_model_said(world, tmp_path) -> None:
-    assert world.write(tmp_path / "texts") == 60
-    answers = read_answers(tmp_path / "texts")
+def test_answers_say_what_the_model_said(world, written) -> None:
+    answers = read_answers(written)
     assert [answer.row for answer in answers] == [row.index for row in world.rows]
     assert [answer.where for answer in answers] == [row.where for row in world.rows]
     assert {answer.origin for answer in answers} == {"teacher"}
@@ -121,10 +128,9 @@ def test_answers_say_what_the_model_said(world, tmp_path) -> None:
     assert 0 < sum(answer.finished for answer in answers) < 60
 
 
-def test_the_folder_says_what_made_it(world, tmp_path) -> None:
-    world.write(tmp_path / "texts")
-    assert sorted(contents(tmp_path / "texts")) == ["manifest.json", *(f"shard-0000{n}.parquet" for n in range(3))]
-    manifest = json.loads((tmp_path / "texts" / "manifest.json").read_text())
+def test_the_folder_says_what_made_it(world, written) -> None:
+    assert sorted(contents(written)) == ["manifest.json", *(f"shard-0000{n}.parquet" for n in range(3))]
+    manifest = json.loads((written / "manifest.json").read_text())
     made = manifest["made_with"]
     assert (made["origin"], made["writer"], made["prompt_template"]) == ("teacher", "teacher-1", "<s> {prompt} <sep>")
     assert (made["seed"], made["temperature"], made["eos_ids"], made["vocab_size"]) == (5, 1.0, [EOS], 11)
@@ -144,9 +150,8 @@ def test_greedy_answers_are_the_models_own(world, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("batches", [1, 7, 8, 20])
-def test_a_killed_call_goes_on_after_the_last_batch_and_ends_with_the_same_bytes(world, tmp_path, batches) -> None:
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    world.write(whole)
+def test_a_killed_call_goes_on_after_its_last_batch_to_the_same_bytes(world, written, tmp_path, batches) -> None:
+    killed = tmp_path / "killed"
     done = []
 
     def die(answers: int, tokens: int) -> None:
@@ -162,12 +167,12 @@ def test_a_killed_call_goes_on_after_the_last_batch_and_ends_with_the_same_bytes
         load_rows(killed)
     again = []
     assert world.write(killed, progress=lambda answers, tokens: again.append((answers, tokens))) == 60
-    assert contents(killed) == contents(whole)
+    assert contents(killed) == contents(written)
     assert sum(answers for answers, tokens in again if tokens == 0) == sum(done), "what was saved is not made again"
     assert sum(answers for answers, tokens in again if tokens) == 60 - sum(done)
 
 
-def test_sigkill_costs_nothing_that_was_saved(world, tmp_path) -> None:
+def test_sigkill_costs_nothing_that_was_saved(world, written, tmp_path) -> None:
     script = tmp_path / "killed.py"
     script.write_text(
         "import os, signal, sys\n"
@@ -186,12 +191,11 @@ def test_sigkill_costs_nothing_that_was_saved(world, tmp_path) -> None:
     made = []
     world.write(tmp_path / "killed", progress=lambda answers, tokens: made.append(answers if tokens else 0))
     assert sum(made) == 60 - 20 - 2 * 3  # a shard of 20 in seven batches, and two batches of the next
-    world.write(tmp_path / "whole")
-    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+    assert contents(tmp_path / "killed") == contents(written)
 
 
 @pytest.mark.parametrize(("cut", "tail"), [(0, b"[[31,0,[4,5"), (1, b""), (9, b"\n"), (0, b"\0\0\0\n")])
-def test_a_line_that_was_cut_off_is_made_again(world, tmp_path, cut, tail) -> None:
+def test_a_line_that_was_cut_off_is_made_again(world, written, tmp_path, cut, tail) -> None:
     def die(answers: int, tokens: int) -> None:
         if (tmp_path / "cut" / "shard-00000.parquet").is_file():
             raise KilledError
@@ -204,14 +208,12 @@ def test_a_line_that_was_cut_off_is_made_again(world, tmp_path, cut, tail) -> No
     made = []
     world.write(tmp_path / "cut", progress=lambda answers, tokens: made.append(answers if tokens else 0))
     assert sum(made) == (40 if cut else 37)
-    world.write(tmp_path / "whole")
-    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+    assert contents(tmp_path / "cut") == contents(written)
 
 
 @pytest.mark.parametrize("number", [1, 2, 9, 10])
-def test_a_full_disk_loses_nothing_that_was_saved(world, tmp_path, monkeypatch, number) -> None:
+def test_a_full_disk_loses_nothing_that_was_saved(world, written, tmp_path, monkeypatch, number) -> None:
     """The first fsync is the manifest's, the ninth a shard's, the others are those of batches."""
-    world.write(tmp_path / "whole")
     calls, flush = [], os.fsync
 
     def full(handle: int) -> None:
@@ -227,10 +229,10 @@ def test_a_full_disk_loses_nothing_that_was_saved(world, tmp_path, monkeypatch, 
     made = []
     assert world.write(tmp_path / "full", progress=lambda answers, tokens: made.append(answers if tokens else 0)) == 60
     assert sum(made) <= 60 - {1: 0, 2: 0, 9: 20, 10: 20}[number]
-    assert contents(tmp_path / "full") == contents(tmp_path / "whole")
+    assert contents(tmp_path / "full") == contents(written)
 
 
-def test_an_engine_that_is_gone_stops_the_call_and_the_next_goes_on(world, tmp_path) -> None:
+def test_an_engine_that_is_gone_stops_the_call_and_the_next_goes_on(world, written, tmp_path) -> None:
     @dataclass
     class Failing:
         calls: int = 0
@@ -254,12 +256,10 @@ def test_an_engine_that_is_gone_stops_the_call_and_the_next_goes_on(world, tmp_p
     assert failing.closed
     world.write(tmp_path / "texts", progress=lambda answers, tokens: made.append(answers if tokens else 0))
     assert sum(made) == 60 - 2 * 3
-    world.write(tmp_path / "whole")
-    assert contents(tmp_path / "texts") == contents(tmp_path / "whole")
+    assert contents(tmp_path / "texts") == contents(written)
 
 
-def test_processes_share_the_shards(world, tmp_path) -> None:
-    world.write(tmp_path / "one")
+def test_processes_share_the_shards(world, written, tmp_path) -> None:
     made = {0: 0, 1: 0}
     counts = []
 
@@ -276,7 +276,7 @@ def test_processes_share_the_shards(world, tmp_path) -> None:
         thread.join(timeout=60)
     assert counts == [60, 60]
     assert made == {0: 40, 1: 20}
-    assert contents(tmp_path / "two") == contents(tmp_path / "one")
+    assert contents(tmp_path / "two") == contents(written)
 
 
 def test_a_complete_folder_is_not_made_again(world, tmp_path) -> None:
@@ -308,26 +308,25 @@ def test_a_complete_folder_is_not_made_again(world, tmp_path) -> None:
         ({"origin": "student"}, r"origin \(policy\.writer\): 'teacher' in the folder, 'student' now"),
     ],
 )
-def test_a_folder_made_with_other_settings_is_refused(world, tmp_path, changes, message, complete) -> None:
+def test_a_folder_made_with_other_settings_is_refused(world, written, tmp_path, changes, message, complete) -> None:
     def die(answers: int, tokens: int) -> None:
         raise KilledError
 
-    if complete:
-        world.write(tmp_path / "texts")
-    else:
+    folder = written
+    if not complete:
+        folder = tmp_path / "texts"
         with pytest.raises(KilledError):
-            world.write(tmp_path / "texts", progress=die)
-    before = contents(tmp_path / "texts")
+            world.write(folder, progress=die)
+    before = contents(folder)
     with pytest.raises(SettingError, match=message + r"[\s\S]*Set these back, or remove the folder"):
-        world.write(tmp_path / "texts", engine=never, **changes)
-    assert contents(tmp_path / "texts") == before
+        world.write(folder, engine=never, **changes)
+    assert contents(folder) == before
 
 
-def test_every_field_that_differs_is_named(world, tmp_path) -> None:
-    world.write(tmp_path / "texts")
+def test_every_field_that_differs_is_named(world, written) -> None:
     other = Encoder(world.tokenizer, DataConfig(train="x", prompt_template="<s> {prompt}", max_length=20))
     with pytest.raises(SettingError) as caught:
-        world.write(tmp_path / "texts", writer="b", encoder=other, rows=world.rows[:-1])
+        world.write(written, writer="b", encoder=other, rows=world.rows[:-1])
     assert [line.split()[0] for line in str(caught.value).splitlines()[1:-1]] == [
         "writer",
         "prompt_template",
@@ -335,12 +334,11 @@ def test_every_field_that_differs_is_named(world, tmp_path) -> None:
     ]
 
 
-def test_text_is_read_where_it_is_that_writers_to_those_prompts(world, tmp_path) -> None:
-    world.write(tmp_path / "texts")
+def test_text_is_read_where_it_is_that_writers_to_those_prompts(world, written) -> None:
     prompts = list(zip(world.rows, world.encoder.prompts_tokens(world.rows), strict=True))
     whose: dict[str, Any] = {"origin": "teacher", "tokenizer": world.tokenizer, "encoder": world.encoder}
     for writer in ("teacher-1", None):
-        assert len(read_answers(tmp_path / "texts", expected=identity(prompts, writer=writer, **whose))) == 60
+        assert len(read_answers(written, expected=identity(prompts, writer=writer, **whose))) == 60
     wrong = {
         "writer": identity(prompts, writer="teacher-2", **whose),
         "origin": identity(prompts, writer=None, **(whose | {"origin": "student"})),
@@ -348,7 +346,7 @@ def test_text_is_read_where_it_is_that_writers_to_those_prompts(world, tmp_path)
     }
     for name, expected in wrong.items():
         with pytest.raises(SettingError, match=rf"{name} \([\s\S]*leave policy\.folder out"):
-            read_answers(tmp_path / "texts", expected=expected)
+            read_answers(written, expected=expected)
 
 
 def test_a_tokenizer_with_another_word_is_another_tokenizer(world) -> None:
