@@ -1,23 +1,24 @@
-"""The off-policy policy is the identity and remembers nothing."""
+"""The off-policy policy leaves the data set's rows and remembers nothing."""
 
 import pytest
+from plans import plan, room
 
 from amidkd.config import DatasetPolicy as Settings
-from amidkd.data import Example, collate
+from amidkd.config import SequenceLevelPolicy
 from amidkd.errors import SettingError
 from amidkd.policies import DatasetPolicy, Policy, make_policy
 
 
-def test_identity() -> None:
-    batch = collate([Example((1, 2, 3), (False, False, True), row=0)], pad_id=0)
-    policy = make_policy(Settings())
+@pytest.mark.parametrize("settings", [Settings(), SequenceLevelPolicy()])
+def test_the_rows_of_the_data_set(settings) -> None:
+    policy = make_policy(settings, room())
     assert isinstance(policy, Policy)
     assert isinstance(policy, DatasetPolicy)
-    assert policy(batch) is batch
-    assert policy.state() == {}
+    assert policy.choose(plan(0)) is None
+    assert policy.state() == policy.report() == {}
     policy.load_state({})
 
 
 def test_the_state_of_another_policy_is_refused() -> None:
-    with pytest.raises(SettingError, match=r"state of another policy \(buffer\)"):
+    with pytest.raises(SettingError, match=r"state of another policy \(entries: buffer\)"):
         DatasetPolicy().load_state({"buffer": [1]})

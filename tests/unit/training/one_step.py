@@ -13,7 +13,9 @@ from tiny import VOCABULARY, byte_tokenizer, tiny_gpt2
 from amidkd.config import parse
 from amidkd.data import Collator, Example
 from amidkd.teachers import LiveTeacher
-from amidkd.training import Corpus, DistillationTrainer, LossSettings, ScheduledObjective, training_arguments
+from amidkd.training import Corpus, DistillationTrainer, training_arguments
+from amidkd.training.lessons import Lessons
+from amidkd.training.main_stage import main_loss, main_policy
 
 KINDS: dict[str, dict[str, Any]] = {
     "kl": {},
@@ -21,6 +23,30 @@ KINDS: dict[str, dict[str, Any]] = {
     "corpus": {"cross_entropy_weight": 0.2},
     "sft": {},
 }
+
+POLICIES: dict[str, dict[str, Any]] = {
+    "on_policy": {"kind": "on_policy"},
+    "mixed": {"kind": "mixed", "on_policy_fraction": 0.5},
+    "contrastive": {"kind": "contrastive", "beta": 1.3, "adaptive_skew": True},
+}
+"""Policies that let the student write; each row's prompt is what comes before its first supervised token."""
+
+WEIGHTING = {"student": 0.7, "by": "disagreement", "strength": 0.5}
+
+
+def policy_of(config: Any, examples: list[Example], student: Any, tokenizer: Any, arguments: Any) -> Any:
+    """The run file's policy, writing with the student itself."""
+    prompts = {row.row: row.tokens[: row.targets.index(True)] for row in examples}
+    lessons = Lessons(examples, examples, prompts, [], {})
+    return main_policy(
+        config,
+        student=student,
+        tokenizer=tokenizer,
+        lessons=lessons,
+        arguments=arguments,
+        vocab_size=VOCABULARY,
+        folder=Path(config.output.folder),
+    )
 
 
 def rows(count: int = 8) -> list[Example]:
@@ -45,10 +71,13 @@ def one_step(
     folder: Path, *, batch: int, accumulation: int, kind: str, steps: int = 1, count: int = 8, multiple_of: Any = None
 ) -> dict[str, Any]:
     """Weights after a step (plain SGD, so that they show the gradient itself), and what was logged."""
+    policy = POLICIES.get(kind, {"kind": "dataset"})
+    writing = {"generation": {"max_new_tokens": 9, "seed": 5}} if kind in POLICIES else {}
+    objective = {"alpha": -0.5, "lam": 0.3, **KINDS.get(kind, {"weighting": WEIGHTING, "cross_entropy_weight": 0.2})}
     config = parse(
         {
             "student": {"kind": "from_scratch", "config": {"model_type": "gpt2"}, "tokenizer": "unused"},
-            "data": {"train": "unused"},
+            "data": {"train": "unused", "max_length": 40},
             "output": str(folder),
             "training": {
                 "per_device_train_batch_size": batch,
@@ -63,24 +92,26 @@ def one_step(
                 "save_strategy": "no",
                 "use_cpu": True,
             },
-            "objective": {"alpha": -0.5, "lam": 0.3, **KINDS[kind]},
+            "policy": {**policy, **writing},
+            "objective": {"weighting": WEIGHTING} if kind == "contrastive" else objective,
         }
     )
-    student, tokenizer = tiny_gpt2(2).double(), byte_tokenizer()
-    distills = kind != "sft"
-    objective = config.objective
+    student, tokenizer, examples = tiny_gpt2(2).double(), byte_tokenizer(), rows(count)
+    distills, arguments = kind != "sft", training_arguments(config, folder)
     trainer = DistillationTrainer(
         student=student,
         tokenizer=tokenizer,
-        arguments=training_arguments(config, folder),
-        examples=rows(count),
-        loss=LossSettings(
-            objective=ScheduledObjective(objective, steps=steps) if distills else None,
-            cross_entropy_weight=objective.cross_entropy_weight,
-            temperature=objective.temperature,
+        arguments=arguments,
+        examples=examples,
+        loss=main_loss(
+            config,
+            verb="distill" if distills else "sft",
+            steps=steps,
             vocab_size=VOCABULARY,
+            corpus=kind == "corpus",
         ),
         teacher=LiveTeacher(tiny_gpt2(1, width=24).double(), tokenizer, vocab_size=VOCABULARY) if distills else None,
+        policy=policy_of(config, examples, student, tokenizer, arguments),
         corpus=Corpus(windows(), weight=0.6, per_step=5) if kind == "corpus" else None,
     )
     trainer.data_collator = Collator(0, multiple_of)

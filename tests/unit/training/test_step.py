@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from one_step import KINDS, one_step, rows
+from one_step import KINDS, POLICIES, one_step, rows
 from tiny import VOCABULARY, tiny_gpt2
 
 from amidkd.kernels import distillation_loss
@@ -34,12 +34,12 @@ def assert_same_lines(found: list[dict], expected: list[dict]) -> None:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """Each kind of loss with all eight rows in one pass."""
+    """Each kind of loss, and of text that the student writes, with all eight rows in one pass."""
     folder = tmp_path_factory.mktemp("whole")
-    return {kind: one_step(folder / kind, batch=8, accumulation=1, kind=kind) for kind in KINDS}
+    return {kind: one_step(folder / kind, batch=8, accumulation=1, kind=kind) for kind in (*KINDS, *POLICIES)}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *POLICIES])
 @pytest.mark.parametrize(("batch", "accumulation", "multiple_of"), [(2, 4, None), (1, 8, None), (8, 1, 48), (3, 3, 16)])
 def test_accumulation_and_padding(whole, kind, batch, accumulation, multiple_of, tmp_path) -> None:
     found = one_step(tmp_path, batch=batch, accumulation=accumulation, kind=kind, multiple_of=multiple_of)
@@ -103,7 +103,7 @@ def launch(*words: str) -> None:
 
 def test_two_ranks_with_unequal_token_counts(tmp_path) -> None:
     """Nine rows in batches of two on two ranks: the last step of an epoch leaves one rank without a row."""
-    kinds, count, steps = ["kl", "corpus", "sft"], 9, 3
+    kinds, count, steps = ["kl", "corpus", "sft", "on_policy", "mixed", "contrastive"], 9, 3
     launch(str(tmp_path), "2", "2", ",".join(kinds), str(count), str(steps))
     for kind in kinds:
         both = torch.load(tmp_path / f"{kind}.pt", weights_only=True)
