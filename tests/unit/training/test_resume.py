@@ -1,22 +1,15 @@
 """A run that was killed and resumed ends where the uninterrupted run ends, to the last bit."""
 
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from killing import RESUME, killed, lines_of
 
 from amidkd.config import load
 from amidkd.errors import SettingError
-from amidkd.record import RunFolder, read_json_lines
+from amidkd.record import RunFolder
 from amidkd.training import distill
-from amidkd.training.metrics import TIME_FIELDS
-
-SCRIPT = Path(__file__).with_name("killed_run.py")
-RESUME = "training.resume_from_checkpoint=true"
 
 
 @pytest.fixture
@@ -36,23 +29,6 @@ def run_file(run_tree, world, tmp_path) -> Path:
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(run_tree))
     return path
-
-
-def killed(run_file: Path, when: str, step: int, *overrides: str) -> None:
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), str(run_file), when, str(step), *overrides],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=240,
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
-
-
-def lines_of(folder: RunFolder) -> list[dict]:
-    lines = read_json_lines(folder.metrics_file)
-    return [{key: value for key, value in line.items() if key not in TIME_FIELDS} for line in lines]
 
 
 def test_killed_and_resumed_is_identical(run_file, tmp_path) -> None:
