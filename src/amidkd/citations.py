@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from amidkd.config import RunConfig, TermConfig, WarmupPolicy, stage_configs
+from amidkd.config import RunConfig, SequenceLevelPolicy, TermConfig, WarmupPolicy, stage_configs
 
 __all__ = ["CITATIONS", "Citation", "citations_of"]
 
@@ -76,7 +76,7 @@ _ALL = (
     _entry(
         "ko2024distillm",
         "inproceedings",
-        "skew KL divergence",
+        "skew KL divergence; adaptive use of the student's text",
         "Ko, Jongwoo and Kim, Sungnyun and Chen, Tianyi and Yun, Se-Young",
         "{DistiLLM}: Towards Streamlined Distillation for Large Language Models",
         2024,
@@ -87,7 +87,7 @@ _ALL = (
     _entry(
         "agarwal2024gkd",
         "inproceedings",
-        "generalised Jensen–Shannon objective",
+        "generalised Jensen–Shannon objective; learning from the student's own text",
         "Agarwal, Rishabh and Vieillard, Nino and Zhou, Yongchao and Stanczyk, Piotr and Ramos, Sabela "
         "and Geist, Matthieu and Bachem, Olivier",
         "On-Policy Distillation of Language Models: Learning from Self-Generated Mistakes",
@@ -195,6 +195,29 @@ _ALL = (
         archiveprefix="arXiv",
     ),
     _entry(
+        "ko2025distillm2",
+        "inproceedings",
+        "contrastive pairs of the teacher's and the student's text",
+        "Ko, Jongwoo and Chen, Tianyi and Kim, Sungnyun and Ding, Tianyu and Liang, Luming and Zharkov, Ilya and "
+        "Yun, Se-Young",
+        "{DistiLLM-2}: A Contrastive Approach Boosts the Distillation of {LLMs}",
+        2025,
+        booktitle=_ICML,
+        eprint="2503.07067",
+        archiveprefix="arXiv",
+    ),
+    _entry(
+        "lin2020imitkd",
+        "inproceedings",
+        "text that the student wrote beforehand",
+        "Lin, Alexander and Wohlwend, Jeremy and Chen, Howard and Lei, Tao",
+        "Autoregressive Knowledge Distillation through Imitation Learning",
+        2020,
+        booktitle="Conference on Empirical Methods in Natural Language Processing",
+        eprint="2009.07253",
+        archiveprefix="arXiv",
+    ),
+    _entry(
         "rafailov2023direct",
         "inproceedings",
         "preference for the corrected text (DPO)",
@@ -255,12 +278,15 @@ def _keys_of_objective(config: RunConfig) -> Iterator[str]:
         return
     yield "hinton2015distilling"
     objective = config.objective
-    terms: list[TermConfig] = list(objective.terms) if objective.terms is not None else [objective]
-    if _is_gkd(terms):
-        yield "agarwal2024gkd"
-        return
-    for term in terms:
-        yield from _keys_of_term(term)
+    for part in (objective, objective.student_text):
+        if part is None:
+            continue
+        terms: list[TermConfig] = list(part.terms) if part.terms is not None else [part]
+        if _is_gkd(terms):
+            yield "agarwal2024gkd"
+        else:
+            for term in terms:
+                yield from _keys_of_term(term)
 
 
 def _is_gkd(terms: list[TermConfig]) -> bool:
@@ -298,7 +324,24 @@ def _keys_of_term(term: TermConfig) -> Iterator[str]:
         yield "shing2025taid"
 
 
+_OF_POLICY = {
+    "on_policy": "agarwal2024gkd",
+    "mixed": "agarwal2024gkd",
+    "adaptive": "ko2024distillm",
+    "contrastive": "ko2025distillm2",
+}
+
+
+def _keys_of_policy(config: RunConfig) -> Iterator[str]:
+    policy = config.policy
+    if isinstance(policy, SequenceLevelPolicy):
+        yield "kim2016sequence" if policy.writer == "teacher" else "lin2020imitkd"
+    elif policy.kind in _OF_POLICY:
+        yield _OF_POLICY[policy.kind]
+
+
 def _keys_of_the_rest(config: RunConfig) -> Iterator[str]:
+    yield from _keys_of_policy(config)
     data = config.data
     if data.corpus is not None or data.prompt_template == "instruction":
         yield "gu2024minillm"

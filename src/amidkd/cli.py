@@ -16,7 +16,7 @@ from typing import TextIO
 from amidkd import __version__
 from amidkd.allocator import keep_large_blocks
 from amidkd.config import RunConfig, final_config, load
-from amidkd.errors import LossError, SettingError
+from amidkd.errors import GenerationError, LossError, SettingError
 from amidkd.record import RunFolder
 
 __all__ = ["main"]
@@ -32,8 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         0 when done; 2 for a setting, file or row that cannot be used (one message, no traceback);
-        1 for a run that had to stop (a loss that is not finite, a full disk) and for a doctor that found
-        something wrong; 130 after an interrupt.
+        1 for a run that had to stop (a loss that is not finite, a server that is gone, a full disk) and
+        for a doctor that found something wrong; 130 after an interrupt.
     """
     options = _parser().parse_args(arguments)
     if options.verb is None:
@@ -50,6 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except LossError as error:
         print(f"amidkd: training stopped: {error}", file=sys.stderr)
+        return 1
+    except GenerationError as error:
+        print(f"amidkd: no text to learn from: {error}", file=sys.stderr)
         return 1
     except BrokenPipeError:
         # Whoever read the output has had enough, as in `amidkd cite run.yaml | head`.
@@ -154,7 +157,9 @@ def _generate(options: argparse.Namespace) -> int:
     config = _config(options)
     from amidkd.training import run_generate
 
-    print(f"Answers: {run_generate(config)}")
+    folder = run_generate(config)
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(f"Text: {folder}")
     return 0
 
 
@@ -203,7 +208,7 @@ _VERBS: dict[str, tuple[Callable[[argparse.Namespace], int], str]] = {
     "doctor": (_doctor, "check a run before it starts, and estimate its memory and time"),
     "distill": (_train("distill"), "train the student on the teacher's distributions"),
     "sft": (_train("sft"), "train by cross-entropy: a teacher, a starting point or a baseline"),
-    "generate": (_generate, "write the teacher's answers to the prompts"),
+    "generate": (_generate, "write the teacher's, or the student's, text to the prompts"),
     "eval": (_eval, "measure a run's student beside its teacher"),
     "report": (_report, "write a run's report.html"),
     "cite": (_cite, "print BibTeX for the methods that a run uses"),

@@ -1,6 +1,6 @@
 """What the package raises and warns when a setting is wrong or has no effect."""
 
-__all__ = ["LossError", "SettingError", "SettingWarning"]
+__all__ = ["GenerationError", "LossError", "SettingError", "SettingWarning"]
 
 
 class SettingError(ValueError):
@@ -18,4 +18,11 @@ class LossError(RuntimeError):
     """The loss is not finite: names the step, the rows of the batch and the likely cause.
 
     Raised before the optimizer's step, so that weights and checkpoints stay good.
+    """
+
+
+class GenerationError(RuntimeError):
+    """Text could not be written: the server is gone, and trying again did not help.
+
+    A run saves a checkpoint and stops; going on from it asks again.
     """

@@ -44,6 +44,26 @@ def test_objective_decides_the_methods(objective: dict, methods: set[str]) -> No
     assert keys(objective=objective) == COMMON | methods
 
 
+@pytest.mark.parametrize(
+    ("policy", "method"),
+    [
+        ("on_policy", "agarwal2024gkd"),
+        ("mixed", "agarwal2024gkd"),
+        ("adaptive", "ko2024distillm"),
+        ("contrastive", "ko2025distillm2"),
+        ("sequence_level", "kim2016sequence"),
+        ({"kind": "sequence_level", "writer": "student"}, "lin2020imitkd"),
+    ],
+)
+def test_policy_decides_whose_text(policy, method) -> None:
+    assert method in keys(policy=policy, objective={"between": "teacher||student"})
+
+
+def test_the_students_text_has_an_objective_of_its_own() -> None:
+    # Both sides of DistiLLM-2 are skewed KLs.
+    assert keys(policy="contrastive") == COMMON | {"ko2024distillm", "ko2025distillm2"}
+
+
 def test_other_settings_add_theirs() -> None:
     plain = {"between": "teacher||student"}
     assert "gu2024minillm" in keys(objective=plain, data={"train": "d", "corpus": {"source": "c"}})

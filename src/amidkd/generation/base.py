@@ -4,14 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from amidkd.errors import GenerationError
+
 __all__ = ["GenerationError", "Generator", "Prompts"]
-
-
-class GenerationError(RuntimeError):
-    """Text could not be written: the server is gone, and trying again did not help.
-
-    A run saves a checkpoint and stops; going on from it asks again.
-    """
 
 
 @dataclass(frozen=True)

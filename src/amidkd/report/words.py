@@ -1,11 +1,12 @@
 """Numbers and settings as people read them."""
 
-from amidkd.config import ObjectiveConfig, TermConfig
+from amidkd.config import ObjectiveConfig, PolicyConfig, SumConfig, TermConfig, WeightingConfig
 from amidkd.config.objective import AdaptiveSchedule, ConstantSchedule, PiecewiseSchedule, ScheduleConfig
 
 __all__ = [
     "count",
     "describe_objective",
+    "describe_policy",
     "describe_term",
     "duration",
     "mebibytes",
@@ -64,15 +65,51 @@ _NAMES = {
 
 def describe_objective(objective: ObjectiveConfig) -> str:
     """An objective in one line: ``KL(teacher‖assistant), α = −0.5, λ = 0.1``."""
-    if objective.terms is not None:
-        text = " + ".join(f"{number(term.weight)} · [{describe_term(term)}]" for term in objective.terms)
-    else:
-        text = describe_term(objective)
+    text = _describe_sum(objective)
+    if objective.student_text is not None:
+        text += f"; on the student's text {_describe_sum(objective.student_text)}"
     if objective.temperature != 1:
         text += f", temperature {number(objective.temperature)}"
     if objective.cross_entropy_weight:
         text += f", plus {number(objective.cross_entropy_weight)} · cross-entropy on the labels"
-    return text
+    return text + _describe_weighting(objective.weighting)
+
+
+def _describe_sum(objective: SumConfig) -> str:
+    if objective.terms is None:
+        return describe_term(objective)
+    return " + ".join(f"{number(term.weight)} · [{describe_term(term)}]" for term in objective.terms)
+
+
+def _describe_weighting(weighting: WeightingConfig) -> str:
+    parts = [
+        f"{origin}'s text × {number(value)}"
+        for origin in ("data", "teacher", "student")
+        if (value := getattr(weighting, origin)) != 1
+    ]
+    if weighting.by != "none" and weighting.strength > 0:
+        measure = weighting.by.replace("_", " ")
+        parts.append(f"more where {measure} is {weighting.favour} (strength {number(weighting.strength)})")
+    return f"; weights: {', '.join(parts)}" if parts else ""
+
+
+def describe_policy(policy: PolicyConfig) -> str:
+    """Whose text is learnt from, in a few words."""
+    if policy.kind == "mixed":
+        return f"the student's own in {policy.on_policy_fraction:.0%} of the steps, the data's in the others"
+    if policy.kind == "adaptive":
+        return (
+            f"the student's own with probability φ, from {number(policy.initial_threshold)} upwards as the validation "
+            f"loss rises; old text used again ({policy.replay_ratio})"
+        )
+    if policy.kind == "sequence_level":
+        return f"text that the {policy.writer} wrote beforehand"
+    return {
+        "dataset": "the data's",
+        "on_policy": "the student's own",
+        "contrastive": "the teacher's and the student's answer to each prompt",
+        "warmup": "the student's own, corrected by the teacher",
+    }[policy.kind]
 
 
 def describe_term(term: TermConfig) -> str:

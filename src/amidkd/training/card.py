@@ -59,13 +59,15 @@ def _what(config: RunConfig, record: Mapping[str, Any]) -> str:
 
 def _facts(config: RunConfig, record: Mapping[str, Any]) -> list[tuple[str, str]]:
     # Loads the drawing library, which training itself has no need of.
-    from amidkd.report.words import describe_objective
+    from amidkd.report.words import describe_objective, describe_policy
 
     facts = []
     if config.student.kind == "pretrained":
         facts.append(("started from", f"`{_name(config.student.model)}`"))
     if config.teacher is not None and record.get("verb") == "distill":
         facts += [("teacher", f"`{_name(config.teacher.model)}`"), ("objective", describe_objective(config.objective))]
+    if config.policy.kind != "dataset":
+        facts.append(("text learnt from", describe_policy(config.policy)))
     counts = ", ".join(f"{number:,} {reason}" for reason, number in record.get("data", {}).items())
     facts.append(("data", f"`{_name(config.data.train)}`" + (f" ({counts})" if counts else "")))
     if config.data.prompt_template is not None:
