@@ -19,7 +19,7 @@ from amidkd.models.modes import evaluating
 from amidkd.models.packed import packed_weights
 from amidkd.models.sampling import Sampling, random_numbers, wide_dtype
 
-__all__ = ["generate"]
+__all__ = ["answer_limits", "generate"]
 
 # Rows that are done stay in the batch until they are a fifth of it.
 _CROWD = 0.8
@@ -79,7 +79,7 @@ def generate(
     longest = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
     names = list(range(len(prompts)) if streams is None else streams)
     _check(len(prompts), max_new_tokens, longest, names, batch_size, vocab_size)
-    limits = _answer_limits(model, prompts, longest)
+    limits = answer_limits(model, prompts, longest)
     decoder = _Decoder(model, sampling, frozenset(eos_ids), pad_id, vocab_size)
     answers: list[list[int]] = [[] for _ in prompts]
     batches = list(_batches([len(prompt) for prompt in prompts], batch_size, mixed=decoder.caches))
@@ -246,7 +246,7 @@ def _check(
         raise SettingError(f"vocab_size must be above 0; got {vocab_size}")
 
 
-def _answer_limits(model: Any, prompts: Sequence[Sequence[int]], longest: list[int]) -> list[int]:
+def answer_limits(model: Any, prompts: Sequence[Sequence[int]], longest: list[int]) -> list[int]:
     """Longest answer to each prompt that the model's context has room for."""
     context = getattr(text_config(model), "max_position_embeddings", None)
     limits = []

@@ -8,7 +8,7 @@ import torch
 
 from amidkd.errors import SettingError
 from amidkd.models import generate, load_model, load_tokenizer
-from amidkd.models.sampling import Sampling, random_numbers
+from amidkd.models.generate import _Forward
 from tiny_models import VOCABULARY, tiny_model
 
 PROMPTS = [[5, 9, 11], [3], [7, 8, 9, 10, 11, 12, 13], [20, 21], [4, 4, 4, 4, 4]]
@@ -179,49 +179,56 @@ def test_no_prompts_no_answers() -> None:
     assert answer(tiny_model("llama_tied"), []) == []
 
 
-def test_samples_follow_the_distribution() -> None:
-    """Chi-squared over 7 outcomes of 20,000 draws; the 99.9 % point with 6 degrees of freedom is 22.5."""
-    logits = torch.tensor([[0.0, 1.0, -1.0, 2.0, float("-inf"), 0.5, -3.0, 1.5]]).expand(20_000, -1)
-    uniform = random_numbers(3, list(range(20_000)), 1)[:, 0]
-    for temperature in (1.0, 0.7):
-        found = Sampling(temperature=temperature).choose(logits, uniform).bincount(minlength=8)
-        wanted = 20_000 * (logits[0] / temperature).softmax(-1)
-        assert found[4] == 0
-        live = wanted > 0
-        assert float(((found[live] - wanted[live]) ** 2 / wanted[live]).sum()) < 22.5
+def test_streams_and_limits_belong_to_their_prompts() -> None:
+    """An answer depends on seed, stream, prompt and weights alone: not on its place, nor on its neighbours."""
+    model = tiny_model("llama_tied")
+    limits = [12, 3, 5, 7, 1]
+    first = answer(model, temperature=1.0, eos_ids=[], streams=[7, 70, 700, 9, 90], max_new_tokens=limits)
+    assert [len(one) for one in first] == limits
+    order = [3, 0, 4]
+    again = answer(
+        model,
+        [PROMPTS[index] for index in order],
+        temperature=1.0,
+        eos_ids=[],
+        streams=[[7, 70, 700, 9, 90][index] for index in order],
+        max_new_tokens=[limits[index] for index in order],
+        batch_size=1,
+    )
+    assert again == [first[index] for index in order]
+    one, other = answer(model, [[5, 9]] * 2, temperature=1.0, streams=[4, 4])
+    assert one == other
+    with pytest.raises(SettingError, match="one value for each of 5 prompts"):
+        answer(model, streams=[1, 2])
 
 
-def test_top_k_and_top_p_keep_what_they_say() -> None:
-    probs = torch.tensor([[0.05, 0.4, 0.1, 0.3, 0.15]])
-    logits, uniform = probs.log().expand(2000, -1), random_numbers(0, list(range(2000)), 1)[:, 0]
-    kept = {
-        (0, 1.0): {0, 1, 2, 3, 4},
-        (2, 1.0): {1, 3},
-        (0, 0.69): {1, 3},
-        (0, 0.71): {1, 3, 4},
-        (0, 1e-9): {1},
-        (3, 0.99): {1, 3, 4},
-        (1, 1.0): {1},
-    }
-    for (top_k, top_p), ids in kept.items():
-        found = Sampling(top_k=top_k, top_p=top_p).choose(logits, uniform)
-        assert set(found.tolist()) == ids, (top_k, top_p)
+@pytest.mark.parametrize("family", ["llama_untied", "gpt2", "gemma2", "opt", "gptj", "granite"])
+def test_padding_leaves_the_logits_as_they_are(family: str) -> None:
+    """Every step's logits of a padded batch are those of each prompt alone, without cache or padding."""
+    model, steps = tiny_model(family, seed=1), 4
+    rows = [list(prompt) for prompt in PROMPTS]
+    forward = _Forward(model, PROMPTS, 0, steps, caches=True)
+    with torch.no_grad():
+        for _ in range(steps):
+            batched = forward.next_logits()
+            alone = [model(input_ids=torch.tensor([row]), use_cache=False).logits[0, -1] for row in rows]
+            torch.testing.assert_close(batched, torch.stack(alone), rtol=1e-4, atol=1e-4)
+            chosen = batched.argmax(dim=-1)
+            forward.extend(chosen)
+            rows = [[*row, int(token)] for row, token in zip(rows, chosen, strict=True)]
 
 
-def test_the_largest_random_number_never_picks_a_token_without_mass() -> None:
-    logits = torch.full((1, 50), float("-inf"))
-    logits[0, :30] = 0.0
-    almost_one = torch.tensor([1 - 2.0**-53], dtype=torch.float64)
-    assert int(Sampling().choose(logits, almost_one)) == 29
-    assert int(Sampling().choose(logits, torch.zeros(1, dtype=torch.float64))) == 0
-    logits[0, :5] = float("-inf")
-    assert int(Sampling().choose(logits, torch.zeros(1, dtype=torch.float64))) == 5
-
-
-def test_rows_and_seeds_have_streams_of_their_own() -> None:
-    numbers = [tuple(row) for seed in range(20) for row in random_numbers(seed, list(range(20)), 3).tolist()]
-    assert len(set(numbers)) == 400
-    assert torch.equal(random_numbers(7, [4], 3)[0], random_numbers(7, [1, 4], 3)[1])
+@pytest.mark.parametrize("family", ["llama_tied", "gpt2"])
+def test_greedy_equals_transformers_generate(family: str) -> None:
+    model = tiny_model(family, seed=2)
+    width = max(map(len, PROMPTS))
+    tokens = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in PROMPTS])
+    attention = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in PROMPTS])
+    made = model.generate(
+        input_ids=tokens, attention_mask=attention, do_sample=False, max_new_tokens=20, eos_token_id=2, pad_token_id=0
+    )
+    wanted = [row[: row.index(2) + 1] if 2 in row else row for row in made[:, width:].tolist()]
+    assert answer(model, max_new_tokens=20) == wanted
 
 
 def test_real_model_writes_real_stories(shared: Path) -> None:
