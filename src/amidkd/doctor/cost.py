@@ -11,12 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from amidkd.config import RunConfig
+from amidkd.config import RunConfig, StudentSampling
 from amidkd.data import Example, Row, Sequences, collate
 from amidkd.models import Backbone, eos_ids_of, generate, pad_id_of
 from amidkd.record import RunFolder, write_json
 
-__all__ = ["Cost", "StepTimer", "answering_seconds", "compare_with_estimate", "optimizer_steps"]
+__all__ = [
+    "Cost",
+    "StepTimer",
+    "WritingCost",
+    "answering_seconds",
+    "compare_with_estimate",
+    "optimizer_steps",
+    "writing_cost",
+]
 
 _MEASURED_STEPS = 3
 _SAMPLED_PROMPTS = 256
@@ -111,6 +119,46 @@ def answering_seconds(config: RunConfig, teacher: Any, encoder: Any, prompts: Se
         vocab_size=teacher.vocab_size,
     )
     return (time.perf_counter() - start) * len(prompts) * settings.samples_per_prompt / len(tokens)
+
+
+@dataclass(frozen=True)
+class WritingCost:
+    """What it took to write a step's text."""
+
+    seconds: float
+    answers: int
+    tokens: int
+
+
+def writing_cost(
+    config: RunConfig, settings: StudentSampling, student: Any, tokenizer: Any, prompts: Sequence[Sequence[int]]
+) -> WritingCost:
+    """Have a student write the text of one optimizer step of this process.
+
+    Args:
+        config: The run.
+        settings: How the student writes.
+        student: The model as it is now.
+        tokenizer: Its tokenizer.
+        prompts: Ids of the prompts, at least one.
+    """
+    training = config.training
+    size = training.per_device_train_batch_size * training.gradient_accumulation_steps
+    asked = [prompts[place % len(prompts)] for place in range(size)]
+    start = time.perf_counter()
+    answers = generate(
+        student,
+        asked,
+        eos_ids=eos_ids_of(tokenizer, student),
+        pad_id=pad_id_of(tokenizer),
+        max_new_tokens=[min(settings.max_new_tokens, config.data.max_length - len(prompt)) for prompt in asked],
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        top_k=settings.top_k,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+    )
+    return WritingCost(time.perf_counter() - start, len(answers), sum(map(len, answers)))
 
 
 def peak_memory_mb() -> float:

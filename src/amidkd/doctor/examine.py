@@ -10,15 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from amidkd.config import RunConfig, stage_configs
+from amidkd.config import RunConfig, TransformersEngine, stage_configs
 from amidkd.data import Encoder, Example, Row, Sequences, collate, evaluation_rows, training_rows
-from amidkd.doctor.cost import Cost, StepTimer, answering_seconds, optimizer_steps, peak_memory_mb
+from amidkd.doctor.cost import Cost, StepTimer, answering_seconds, optimizer_steps, peak_memory_mb, writing_cost
 from amidkd.errors import SettingError, SettingWarning
 from amidkd.kernels import describe, distillation_loss
 from amidkd.models import Backbone, load_tokenizer, make_student, pad_id_of, student_tokenizer
+from amidkd.policies import writes_while_training
 from amidkd.record import RunFolder
+from amidkd.report.words import describe_policy
 from amidkd.teachers import make_teacher, self_distillation_loss
 from amidkd.training import check_training_settings, objective_at, warm_start_of
+from amidkd.training.lessons import check_room, read_rows
+from amidkd.training.main_stage import check_policy
 
 __all__ = ["examine"]
 
@@ -38,6 +42,7 @@ class _Visit:
     student: Any = None
     labelled: list[Example] = field(default_factory=list)
     prompts: list[Row] = field(default_factory=list)
+    writing: float = 0.0
 
     @property
     def batch(self) -> Sequences:
@@ -195,6 +200,26 @@ def _student(visit: _Visit) -> str:
     return f"{text}; the teacher has {size:,} ({size / total:.1f} times as many)"
 
 
+def _policy(visit: _Visit) -> str:
+    config, policy = visit.config, visit.config.policy
+    check_policy(config, "sft" if visit.teacher is None else "distill")
+    models = {"student": visit.student} | ({} if visit.teacher is None else {"teacher": visit.teacher.model})
+    material = read_rows(config, visit.encoder)
+    check_room(config, material, models)
+    text = describe_policy(policy)
+    if not writes_while_training(policy):
+        return text
+    if not isinstance(policy.generation.engine, TransformersEngine):
+        return f"{text}; written by {policy.generation.engine.kind}, which is not asked here"
+    found = writing_cost(config, policy.generation, visit.student, visit.tokenizer, list(material.prompts.values()))
+    part = policy.on_policy_fraction if policy.kind == "mixed" else 1.0
+    visit.writing = part * found.seconds
+    return (
+        f"{text}; the student as it is now writes {found.answers} answers in {found.seconds:.2g} s "
+        f"({found.tokens / found.seconds:,.0f} tokens/s, {found.tokens / found.answers:.0f} tokens each)"
+    )
+
+
 def _loss(visit: _Visit) -> Callable[..., Any]:
     """The run's loss at its first step, as a function of the student's signal and a batch."""
     config, teacher = visit.config, visit.teacher
@@ -247,7 +272,7 @@ def _cost(visit: _Visit) -> str:
     timer = StepTimer(
         visit.student, loss, visit.batches(size), training.gradient_accumulation_steps, pad_id_of(visit.tokenizer)
     )
-    step = timer.seconds_a_step()
+    step = timer.seconds_a_step() + visit.writing
     answered = len(visit.prompts) if config.data.unlabelled == "teacher_answers" and visit.teacher is not None else 0
     examples = len(visit.labelled) + answered * config.data.generation.samples_per_prompt
     steps = optimizer_steps(config, examples, epochs=training.num_train_epochs, max_steps=training.max_steps)
@@ -275,6 +300,7 @@ _CHECKS: tuple[tuple[str, Callable[[_Visit], str]], ...] = (
     ("template", _template),
     ("teacher", _self_teaching),
     ("student", _student),
+    ("policy", _policy),
     ("start", _start),
     ("cost", _cost),
 )

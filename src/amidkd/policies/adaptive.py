@@ -116,7 +116,9 @@ class AdaptivePolicy:
         learns, replays = draw(self._seed, plan.number).random(2)
         if learns >= self._threshold:
             return None
-        if self._buffer.full and replays < self._replay(plan.progress):
+        # Processes fill up at different steps where one is left without a row; whether to write is decided together.
+        full = plan.everywhere(self._buffer.full)
+        if full and replays < self._replay(plan.progress):
             return self._replayed(plan)
         written = self._writer.write([plan.places(plan.number)], step=plan.number)[0]
         self._buffer.add([row for rows in written for row in rows if row.row >= 0])

@@ -23,6 +23,7 @@ class StepPlan:
         places: Places of this process's rows in any step, one list for each forward pass; −1−i stands where the process
             is left without a row: row i with nothing supervised.
         validate: Measures the validation loss, nats per token; every process must call it at the same steps.
+        everywhere: Whether something holds on every process; every process must ask at the same steps.
     """
 
     number: int
@@ -30,6 +31,7 @@ class StepPlan:
     per_epoch: int
     places: Callable[[int], list[list[int]]]
     validate: Callable[[], float]
+    everywhere: Callable[[bool], bool]
 
     @property
     def progress(self) -> float:
@@ -85,8 +87,8 @@ def check_state(state: dict[str, Any], known: Sequence[str] = ()) -> None:
     """
     if sorted(state) != sorted(known):
         raise SettingError(
-            f"policy: the checkpoint holds the state of another policy (entries: {', '.join(sorted(state)) or 'none'}); "
-            "resume with the run file that it was made with"
+            "policy: the checkpoint holds the state of another policy (entries: "
+            f"{', '.join(sorted(state)) or 'none'}); resume with the run file that it was made with"
         )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
 
 from amidkd import config as schema
 from amidkd.config import PolicyConfig, StudentSampling
@@ -15,6 +16,10 @@ from amidkd.policies.on_policy import OnPolicy
 from amidkd.policies.writing import StudentWriter
 
 __all__ = ["PolicyRoom", "make_policy", "writes_while_training"]
+
+
+WritingPolicy = schema.OnPolicy | schema.MixedPolicy | schema.AdaptivePolicy | schema.ContrastivePolicy
+"""Policies under which the student writes while it is trained."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +47,13 @@ class PolicyRoom:
     rows_per_step: int = 1
 
 
-def writes_while_training(config: PolicyConfig) -> bool:
+def writes_while_training(config: PolicyConfig) -> TypeGuard[WritingPolicy]:
     """Whether the student writes while it is trained.
 
     Args:
         config: The run file's ``policy``.
     """
-    return not isinstance(config, schema.DatasetPolicy | schema.SequenceLevelPolicy | schema.WarmupPolicy)
+    return isinstance(config, WritingPolicy)
 
 
 def make_policy(config: PolicyConfig, room: PolicyRoom) -> Policy:
@@ -63,7 +68,7 @@ def make_policy(config: PolicyConfig, room: PolicyRoom) -> Policy:
     Raises:
         SettingError: A row without a prompt or without room; a replay buffer smaller than a batch.
     """
-    if isinstance(config, schema.DatasetPolicy | schema.SequenceLevelPolicy | schema.WarmupPolicy):
+    if not writes_while_training(config):
         return DatasetPolicy()
     writer = StudentWriter(
         room.generator(config.generation),

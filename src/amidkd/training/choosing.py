@@ -56,6 +56,7 @@ class Chooser:
             per_epoch=self.batches.steps_per_epoch(self.passes),
             places=lambda number: self.batches.of_step(number, self.passes),
             validate=self.validate,
+            everywhere=lambda holds: self.add_up([float(not holds)])[0] == 0,
         )
         before, failure, chosen = self.policy.state(), None, None
         try:

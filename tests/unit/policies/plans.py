@@ -50,14 +50,25 @@ def plan(
     world: int = 1,
     losses: Sequence[float] = (),
     count: int = ROWS,
+    others: bool = True,
 ) -> StepPlan:
-    """A step of a run over ``count`` rows; its validation loss is that of ``losses`` at its number."""
+    """A step of a run over ``count`` rows; its validation loss is that of ``losses`` at its number.
+
+    ``others`` is what the other processes say to whatever is asked of all.
+    """
     batches = EpochBatches(count, batch_size=batch, seed=3, rank=rank, world=world)
 
     def validate() -> float:
         return losses[step]
 
-    return StepPlan(step, total, batches.steps_per_epoch(passes), lambda n: batches.of_step(n, passes), validate)
+    return StepPlan(
+        number=step,
+        total=total,
+        per_epoch=batches.steps_per_epoch(passes),
+        places=lambda n: batches.of_step(n, passes),
+        validate=validate,
+        everywhere=lambda holds: holds and others,
+    )
 
 
 def room(scribe: Any = None, **changes: Any) -> PolicyRoom:

@@ -1,5 +1,7 @@
 """DistiLLM's schedule: when φ rises, what is replayed, and what the buffer holds."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from plans import Scribe, examples, plan, room
@@ -26,8 +28,7 @@ def test_validation_comes_once_an_epoch_by_default() -> None:
     asked = []
     policy = make_policy(Settings(), room())
     for step in range(9):
-        base = plan(step)
-        policy.choose(type(base)(step, 9, base.per_epoch, base.places, lambda step=step: asked.append(step) or 1.0))
+        policy.choose(replace(plan(step), validate=lambda step=step: asked.append(step) or 1.0))
     assert asked == [0, 3, 6]
 
 
@@ -74,6 +75,18 @@ def test_nothing_is_replayed_before_the_buffer_is_full() -> None:
     # An epoch of ten rows in steps of 4, 4 and 2: the fourth step fills it.
     assert [len(prompts.tokens) for prompts in scribe.asked] == [4, 4, 2, 4]
     assert policy.report()["buffer"] == 12
+
+
+def test_nothing_is_replayed_before_every_process_is_full() -> None:
+    """One that replays while another writes would leave it alone at the barrier before new weights."""
+    scribe = Scribe()
+    settings = Settings(initial_threshold=1.0, capacity=4, replay_ratio="decreasing", validation_steps=1000)
+    policy = make_policy(settings, room(scribe))
+    for step in range(5):
+        policy.choose(plan(step, total=10_000, losses=[0.0], others=False))
+    assert len(scribe.asked) == 5
+    policy.choose(plan(5, total=10_000))
+    assert len(scribe.asked) == 5
 
 
 def test_the_oldest_rows_leave() -> None:
