@@ -11,7 +11,9 @@ RECIPES = sorted((Path(__file__).resolve().parents[2] / "recipes").glob("*.yaml"
 
 
 def test_there_is_a_recipe_for_each_use() -> None:
-    assert {"g2p", "stories", "gpt2_dolly", "qwen_chat_lora", "demo_teacher"} <= {path.stem for path in RECIPES}
+    uses = {"g2p", "stories", "gpt2_dolly", "qwen_chat_lora", "demo_teacher"}
+    policies = {"on_policy", "mixed", "adaptive", "contrastive", "seqkd", "warmup"}
+    assert uses | {f"g2p_{policy}" for policy in policies} <= {path.stem for path in RECIPES}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
