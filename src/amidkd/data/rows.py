@@ -78,8 +78,8 @@ def load_rows(source: str | Path, *, split: str = "train", max_rows: int | None 
     """Load rows from a JSONL, JSON or Parquet file, a folder of such files, or a hub data set.
 
     Columns: ``messages``, else ``prompt`` with or without ``completion`` and ``references``, else ``text``; the first
-    that a row has decides, null counts as absent, and other columns are left out. The answers that ``amidkd generate``
-    writes are such a file, with ``finished`` false where an answer was cut off.
+    that a row has decides, null counts as absent, and other columns are left out. A folder that ``amidkd generate``
+    wrote is such a source, with ``finished`` false where an answer was cut off.
 
     Args:
         source: File, folder, or hub name (``owner/name``, or ``owner/name:configuration``). A folder's files are read
