@@ -41,6 +41,12 @@ _FREE = {
     "training.ddp_timeout",
     "training.torch_empty_cache_steps",
 }
+# Where an engine is and how it is reached; which one it is decides the random numbers.
+_FREE |= {
+    f"{section}.generation.engine.{name}"
+    for section in ("data", "policy")
+    for name in ("url", "token_variable", "timeout", "retries", "weight_push", "weight_folder", "memory_fraction")
+}
 _FREE_PREFIXES = ("training.logging_", "training.log_", "training.dataloader_", "training.trackio_")
 _SHOWN = 8
 
