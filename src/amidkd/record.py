@@ -5,6 +5,7 @@ Run folder::
     run.yaml         the resolved run file
     record.json      settings, versions, commit, seeds, device, stages, results
     metrics.jsonl    one line each logging step
+    drafts/          the student's text before a warm-up; corrected/: as the teacher corrected it
     samples.jsonl    prompts with the teacher's and the student's answers
     generated/       text written beforehand: Parquet shards and manifest.json, which says what made them
     checkpoint-N/    everything that exact resume needs
@@ -108,6 +109,16 @@ class RunFolder:
     def generated(self) -> Path:
         """``generated/``: text written to prompts beforehand."""
         return self.path / "generated"
+
+    @property
+    def drafts(self) -> Path:
+        """``drafts/``: what the student wrote before its warm-up."""
+        return self.path / "drafts"
+
+    @property
+    def corrected(self) -> Path:
+        """``corrected/``: the same, as the teacher corrected it."""
+        return self.path / "corrected"
 
     def record(self) -> dict[str, Any]:
         """The record as it stands, empty before the first write."""

@@ -19,7 +19,7 @@ from amidkd.teachers.vocabulary import prove_same_vocabulary
 if TYPE_CHECKING:
     from amidkd.data import Sequences
 
-__all__ = ["LiveTeacher", "Teacher", "hash_files", "make_teacher", "self_distillation_loss"]
+__all__ = ["LiveTeacher", "Teacher", "hash_files", "hash_weights", "make_teacher", "self_distillation_loss"]
 
 
 @runtime_checkable
@@ -108,7 +108,7 @@ class LiveTeacher:
             for source in self._sources:
                 hash_files(digest, Path(source))
         else:
-            _hash_weights(digest, self.model)
+            digest.update(hash_weights(self.model).encode())
         return digest.hexdigest()
 
     def _check(self, tokens: Tensor, attention: Tensor) -> None:
@@ -195,7 +195,10 @@ def hash_files(digest: Any, folder: Path) -> None:
                     digest.update(block)
 
 
-def _hash_weights(digest: Any, model: torch.nn.Module) -> None:
+def hash_weights(model: torch.nn.Module) -> str:
+    """SHA-256 of a model's weights as they are in memory."""
+    digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"|{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

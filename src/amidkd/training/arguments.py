@@ -134,18 +134,21 @@ def _wrong_type(key: str, value: Any) -> list[str]:
     return []
 
 
-def training_arguments(config: RunConfig, folder: Path, **differing: Any) -> "TrainingArguments":
+def training_arguments(
+    config: RunConfig, folder: Path, *, kind: type["TrainingArguments"] | None = None, **differing: Any
+) -> "TrainingArguments":
     """Make the arguments of the trainer; starts the process group where there are several processes.
 
     Args:
         config: The run.
         folder: Where checkpoints go.
+        kind: Another trainer's arguments, which have more fields; default: ``TrainingArguments``.
         differing: Fields that differ from the run file's in this stage.
 
     Raises:
         SettingError: A value that ``TrainingArguments`` refuses, on this machine.
     """
-    arguments = _build({**_fields(config.training.model_dump()), **differing}, folder)
+    arguments = _build({**_fields(config.training.model_dump()), **differing}, folder, kind)
     if arguments.n_gpu > 1:
         _log.info("Using one of %d GPUs; for all of them: accelerate launch -m amidkd ...", arguments.n_gpu)
         # One process must not spread over several devices by nn.DataParallel: the loss is computed outside the model.
@@ -209,7 +212,7 @@ def _fields(given: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _build(fields: dict[str, Any], folder: Path) -> "TrainingArguments":
+def _build(fields: dict[str, Any], folder: Path, kind: type["TrainingArguments"] | None = None) -> "TrainingArguments":
     import warnings
 
     from transformers import TrainingArguments
@@ -218,6 +221,6 @@ def _build(fields: dict[str, Any], folder: Path) -> "TrainingArguments":
         # gradient_checkpointing is renamed in later versions of transformers; the run file's name stays.
         warnings.simplefilter("ignore", FutureWarning)
         try:
-            return TrainingArguments(output_dir=str(folder), **fields)
+            return (kind or TrainingArguments)(output_dir=str(folder), **fields)
         except (ValueError, TypeError, ImportError, RuntimeError, NotImplementedError) as error:
             raise SettingError(f"training: {' '.join(str(error).split())}") from error

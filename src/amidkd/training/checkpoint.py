@@ -13,6 +13,7 @@ from amidkd.errors import SettingError
 from amidkd.record import RunFolder, read_json_lines, write_json, write_json_lines
 
 __all__ = [
+    "STATE_FILE",
     "chosen_checkpoint",
     "clear_leftovers",
     "cut_metrics",

@@ -20,6 +20,7 @@ from amidkd.policies import Policy, PolicyRoom, make_policy, writes_while_traini
 from amidkd.training.lessons import Lessons, warm_start_of
 from amidkd.training.objective import ScheduledObjective, learns_through_assistant, make_schedule
 from amidkd.training.settings import LossSettings
+from amidkd.training.warmup import check_warmup
 from amidkd.training.weighting import AdaptiveSkew, TokenWeights
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ def check_policy(config: RunConfig, verb: str) -> None:
         SettingError: Naming the setting.
     """
     policy, objective = config.policy, config.objective
+    check_warmup(config)
     writes = writes_while_training(policy)
     if writes and verb == "sft":
         raise SettingError(

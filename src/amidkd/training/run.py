@@ -2,14 +2,14 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from warnings import warn
 
-from amidkd.config import PretrainedStudent, RunConfig, WarmStartConfig, dump_yaml
-from amidkd.data import Encoder
+from amidkd.config import PretrainedStudent, RunConfig, WarmStartConfig, WarmupPolicy, dump_yaml
+from amidkd.data import Encoder, Row
 from amidkd.errors import SettingError, SettingWarning
 from amidkd.kernels import check_backend, describe
 from amidkd.models import load_tokenizer, make_student, save_student, student_tokenizer, vocabulary_size
@@ -32,8 +32,10 @@ from amidkd.training.lessons import (
     warm_start_of,
 )
 from amidkd.training.main_stage import check_policy, main_loss, main_policy, validation_examples
+from amidkd.training.preference import train_preference
 from amidkd.training.settings import LossSettings
 from amidkd.training.stages import StageResult, load_corpus, stage_arguments, train_stage
+from amidkd.training.warmup import correct
 
 __all__ = ["answering_of", "begin", "distill", "load_teacher", "sft"]
 
@@ -121,7 +123,7 @@ def _train(config: RunConfig, verb: str, whole: RunConfig | None = None) -> RunF
     encoder = Encoder(run.tokenizer, config.data)
     material = read_rows(config, encoder)
     asked = rows_to_answer(config, material, verb)
-    if verb == "distill" or (asked and not student_writes(config)):
+    if verb == "distill" or isinstance(config.policy, WarmupPolicy) or (asked and not student_writes(config)):
         load_teacher(run)
     # Before the teacher answers, which may take hours: a student that cannot be made stops the run here.
     student = _fresh_student(run)
@@ -146,8 +148,7 @@ def _train(config: RunConfig, verb: str, whole: RunConfig | None = None) -> RunF
     if text is not None and given_folder(config) is None and "answers" not in run.folder.record().get("stages", {}):
         run.note(stages={"answers": {"answers": len(text), "seconds": seconds}})
     student = _warmed_student(run, student, lessons, settings, vocab_size)
-    result = _main_stage(run, student, lessons, settings, vocab_size, corpus)
-    _close(run, student, result)
+    _close(run, student, _main_stage(run, student, material.rows, lessons, settings, vocab_size, corpus))
     return run.folder
 
 
@@ -310,10 +311,35 @@ def _saved_student(run: Run, folder: Path) -> Any:
 
 
 def _main_stage(
+    run: Run,
+    student: Any,
+    rows: Sequence[Row],
+    lessons: Lessons,
+    settings: dict[str, Any],
+    vocab_size: int,
+    corpus: Any,
+) -> StageResult:
+    run.note(models=_sizes(student, run.teacher))
+    settings = {**settings, "stage": run.verb}
+    policy = run.config.policy
+    if not isinstance(policy, WarmupPolicy):
+        return _trained(run, student, lessons, settings, vocab_size, corpus)
+    encoder = Encoder(run.tokenizer, run.config.data)
+    found = correct(rows, lessons, answering_of(run, encoder), student=student, folder=run.folder)
+    if "corrections" not in run.folder.record().get("stages", {}):
+        run.note(stages={"corrections": found.counts})
+    if policy.loss == "cross_entropy":
+        return _trained(run, student, found.lessons, settings, vocab_size, corpus)
+    return train_preference(
+        run.config, run.folder.path, student=student, tokenizer=run.tokenizer, pairs=found.pairs, settings=settings
+    )
+
+
+def _trained(
     run: Run, student: Any, lessons: Lessons, settings: dict[str, Any], vocab_size: int, corpus: Any
 ) -> StageResult:
     config = run.config
-    run.note(models=_sizes(student, run.teacher))
+    soft = run.verb == "distill" and not isinstance(config.policy, WarmupPolicy)
     arguments = stage_arguments(config, run.folder.path, len(lessons.examples), None)
     return train_stage(
         config,
@@ -324,13 +350,13 @@ def _main_stage(
         lessons=lessons,
         loss=main_loss(
             config,
-            verb=run.verb,
+            verb="distill" if soft else "sft",
             steps=steps_of(arguments, len(lessons.examples)),
             vocab_size=vocab_size,
             corpus=corpus is not None,
         ),
-        settings={**settings, "stage": run.verb},
-        teacher=run.teacher if run.verb == "distill" else None,
+        settings=settings,
+        teacher=run.teacher if soft else None,
         policy=main_policy(
             config,
             student=student,
