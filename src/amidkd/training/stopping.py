@@ -4,11 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+import torch
+from torch import Tensor
+
 from amidkd.errors import LossError
 from amidkd.generation import GenerationError
 from amidkd.record import RunFolder
 from amidkd.training.checkpoint import step_of
-from amidkd.training.failure import Pass, describe_failure
+from amidkd.training.failure import Pass, describe_failure, likely_cause
 
 if TYPE_CHECKING:
     from amidkd.training.trainer import DistillationTrainer
@@ -16,20 +19,21 @@ if TYPE_CHECKING:
 __all__ = ["stop_on_loss", "stop_on_writing"]
 
 
-def stop_on_loss(trainer: "DistillationTrainer", *, failed: bool, passes: Sequence[Pass], cause: str) -> NoReturn:
+def stop_on_loss(trainer: "DistillationTrainer", passes: Sequence[Pass], losses: Tensor) -> NoReturn:
     """Say which rows of which step have a loss that is not finite, and why; every rank must call it.
 
     Args:
         trainer: Whose step it is.
-        failed: Whether it failed on this rank.
-        passes: Forward passes of this rank that failed, or all.
-        cause: What is likely behind it on this rank.
+        passes: Forward passes of this rank.
+        losses: Loss of each.
 
     Raises:
         LossError: Always.
     """
-    rows = [int(row) for one in passes for row in one.sequences.rows_B.tolist() if row >= 0]
-    told = [(failed, rows, cause)]
+    finite = torch.isfinite(losses).tolist()
+    bad = [one for one, fine in zip(passes, finite, strict=True) if not fine]
+    rows = [int(row) for one in bad or passes for row in one.sequences.rows_B.tolist() if row >= 0]
+    told = [(bool(bad), rows, _cause(trainer, (bad or passes)[0]))]
     if trainer.args.world_size > 1:
         from accelerate.utils import gather_object
 
@@ -44,6 +48,19 @@ def stop_on_loss(trainer: "DistillationTrainer", *, failed: bool, passes: Sequen
             cause=told[0][2],
             checkpoint=checkpoints[-1] if checkpoints else None,
         )
+    )
+
+
+@torch.no_grad()
+def _cause(trainer: "DistillationTrainer", failed: Pass) -> str:
+    """Look at the signals of a failed pass once more."""
+    sequences, objective = failed.sequences, trainer.loss.objective
+    return likely_cause(
+        student=trainer.signal_of(sequences),
+        teacher=None if trainer.teacher is None else trainer.teacher.signal(sequences),
+        objective=None if objective is None else objective.at(trainer.state.global_step),
+        loss=float(failed.loss),
+        sound_weights=all(bool(torch.isfinite(p).all()) for p in trainer.model.parameters()),
     )
 
 

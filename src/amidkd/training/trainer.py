@@ -7,7 +7,7 @@ before the optimizer's step where the loss is not finite.
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 from warnings import warn
 
 import torch
@@ -37,7 +37,7 @@ from amidkd.training.checkpoint import (
     write_state,
 )
 from amidkd.training.choosing import Chooser
-from amidkd.training.failure import STUCK, Pass, describe_stuck, gradient_is_finite, likely_cause
+from amidkd.training.failure import STUCK, Pass, describe_stuck, gradient_is_finite
 from amidkd.training.fingerprint import check_same_run
 from amidkd.training.hooks import Journal, StepHooks
 from amidkd.training.losses import hard_loss, soft_loss
@@ -298,7 +298,7 @@ class DistillationTrainer(Trainer):
         values = torch.stack([losses.sum(), corpus, (~sound).double()]).tolist()
         loss, corpus_loss, unsound = self.add_up(values)
         if unsound > 0:
-            self._stop(losses)
+            stop_on_loss(self, self._passes, losses)
         self.progress.add(loss=loss, corpus=corpus_loss, tokens=self.step_tokens)
         self.loss.observe(self.state.global_step, loss, self.add_up)
         if self._is_watched:
@@ -308,27 +308,6 @@ class DistillationTrainer(Trainer):
         mean = self._measured.means(self.add_up).get("responsibility")
         if mean is not None and mean < STUCK and self.is_world_process_zero():
             warn(describe_stuck(mean), SettingWarning, stacklevel=2)
-
-    # Failure
-
-    def _stop(self, losses: Tensor) -> NoReturn:
-        """Say what failed. Every rank gets here, since the sum over ranks said so."""
-        finite = torch.isfinite(losses).tolist()
-        bad = [one for one, fine in zip(self._passes, finite, strict=True) if not fine]
-        with torch.no_grad():
-            cause = self._cause((bad or self._passes)[0])
-        stop_on_loss(self, failed=bool(bad), passes=bad or self._passes, cause=cause)
-
-    def _cause(self, failed: Pass) -> str:
-        """Look at the signals of a failed pass once more."""
-        sequences, objective = failed.sequences, self.loss.objective
-        return likely_cause(
-            student=self._signal(self.model, sequences),
-            teacher=None if self.teacher is None else self.teacher.signal(sequences),
-            objective=None if objective is None else objective.at(self.state.global_step),
-            loss=float(failed.loss),
-            sound_weights=all(bool(torch.isfinite(p).all()) for p in self.model.parameters()),
-        )
 
     # Checkpoints
 
