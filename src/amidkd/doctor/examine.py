@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from amidkd.config import RunConfig, TransformersEngine, stage_configs
+from amidkd.config import ContrastivePolicy, RunConfig, TransformersEngine, stage_configs
 from amidkd.data import Encoder, Example, Row, Sequences, collate, evaluation_rows, training_rows
 from amidkd.doctor.cost import Cost, StepTimer, answering_seconds, optimizer_steps, peak_memory_mb, writing_cost
 from amidkd.errors import SettingError, SettingWarning
@@ -21,7 +21,7 @@ from amidkd.record import RunFolder
 from amidkd.report.words import describe_policy
 from amidkd.teachers import make_teacher, self_distillation_loss
 from amidkd.training import check_training_settings, objective_at, warm_start_of
-from amidkd.training.lessons import check_room, read_rows
+from amidkd.training.lessons import check_room, read_rows, rows_to_answer
 from amidkd.training.main_stage import check_policy
 
 __all__ = ["examine"]
@@ -42,6 +42,8 @@ class _Visit:
     student: Any = None
     labelled: list[Example] = field(default_factory=list)
     prompts: list[Row] = field(default_factory=list)
+    asked: list[Row] = field(default_factory=list)
+    material: Any = None
     writing: float = 0.0
 
     @property
@@ -131,17 +133,20 @@ def _vocabulary(visit: _Visit) -> str:
 
 def _tokens(visit: _Visit) -> str:
     visit.encoder = Encoder(visit.tokenizer, visit.config.data)
-    encoded = visit.encoder.encode(training_rows(visit.config))
+    material = read_rows(visit.config, visit.encoder)
+    encoded, visit.material = material.encoded, material
     visit.labelled, visit.prompts = encoded.examples, encoded.prompts
+    verb = "sft" if visit.teacher is None else "distill"
+    visit.asked = rows_to_answer(visit.config, material, verb) if visit.teacher is not None else []
     if not visit.labelled and not (visit.prompts and visit.teacher is not None):
         raise SettingError("no row is left to learn from; " + _dropped(encoded.dropped))
     parts = []
     if visit.labelled:
         lengths = [len(example.tokens) for example in visit.labelled]
         parts.append(f"rows {_spread(lengths)} tokens, {sum(e.token_count() for e in visit.labelled):,} supervised")
-    if visit.prompts:
-        sample = [len(visit.encoder.prompt_tokens(row) or ()) for row in visit.prompts[:1000]]
-        parts.append(f"prompts to answer {_spread(sample)} tokens")
+    if visit.asked:
+        sample = [len(visit.encoder.prompt_tokens(row) or ()) for row in visit.asked[:1000]]
+        parts.append(f"{len(visit.asked):,} prompts to answer first, {_spread(sample)} tokens")
     if encoded.truncated:
         parts.append(f"{encoded.truncated:,} rows cut at data.max_length = {visit.config.data.max_length}")
     if encoded.dropped:
@@ -204,7 +209,7 @@ def _policy(visit: _Visit) -> str:
     config, policy = visit.config, visit.config.policy
     check_policy(config, "sft" if visit.teacher is None else "distill")
     models = {"student": visit.student} | ({} if visit.teacher is None else {"teacher": visit.teacher.model})
-    material = read_rows(config, visit.encoder)
+    material = visit.material
     check_room(config, material, models)
     text = describe_policy(policy)
     if not writes_while_training(policy):
@@ -273,14 +278,14 @@ def _cost(visit: _Visit) -> str:
         visit.student, loss, visit.batches(size), training.gradient_accumulation_steps, pad_id_of(visit.tokenizer)
     )
     step = timer.seconds_a_step() + visit.writing
-    answered = len(visit.prompts) if config.data.unlabelled == "teacher_answers" and visit.teacher is not None else 0
-    examples = len(visit.labelled) + answered * config.data.generation.samples_per_prompt
+    answered = len(visit.asked)
+    examples = _examples(visit)
     steps = optimizer_steps(config, examples, epochs=training.num_train_epochs, max_steps=training.max_steps)
     warm = warm_start_of(config) if visit.teacher is not None else None
     warm_steps = 0
     if warm is not None:
         warm_steps = optimizer_steps(config, examples, epochs=warm.epochs, max_steps=warm.max_steps)
-    answers = answering_seconds(config, visit.teacher, visit.encoder, visit.prompts) if answered else 0.0
+    answers = answering_seconds(config, visit.teacher, visit.encoder, visit.asked) if answered else 0.0
     cost = Cost(seconds=answers + step * (steps + warm_steps), peak_memory_mb=peak_memory_mb(), steps=steps)
     cost.save(RunFolder(Path(config.output.folder)))
     parts = [f"{steps:,} steps of {step:.2g} s"]
@@ -290,6 +295,17 @@ def _cost(visit: _Visit) -> str:
         parts.append(f"{answered:,} answers in about {answers:,.0f} s")
     total = f"about {cost.seconds:,.0f} s and {cost.peak_memory_mb:,.0f} MiB on this machine, one process"
     return f"{total} ({', '.join(parts)})"
+
+
+def _examples(visit: _Visit) -> int:
+    """Rows of an epoch of the main stage."""
+    config, answers = visit.config, len(visit.asked) * visit.config.data.generation.samples_per_prompt
+    if config.policy.kind in ("on_policy", "warmup"):
+        return len(visit.material.prompts)
+    ignores_labels = config.policy.kind == "sequence_level" or (
+        isinstance(config.policy, ContrastivePolicy) and config.policy.teacher_text == "answers"
+    )
+    return max(1, answers + (0 if ignores_labels else len(visit.labelled)))
 
 
 _CHECKS: tuple[tuple[str, Callable[[_Visit], str]], ...] = (
