@@ -62,6 +62,36 @@ def test_says_what_is_cut_dropped_and_left_to_the_teacher(tmp_path) -> None:
     assert "10 answers" in text
 
 
+@pytest.mark.parametrize(
+    ("policy", "says", "steps"),
+    [
+        ({"kind": "on_policy"}, "the student's own; the student as it is now writes 4 answers", 10),
+        ({"kind": "sequence_level"}, "text that the teacher wrote beforehand", 10),
+        (
+            {"kind": "contrastive", "refresh": "step"},
+            "the teacher's and the student's answer to each prompt; the stud",
+            10,
+        ),
+    ],
+)
+def test_tells_whose_text_and_what_it_costs(tmp_path, policy, says, steps) -> None:
+    if policy["kind"] != "sequence_level":
+        policy = {**policy, "generation": {"max_new_tokens": 4}}
+    good, text = findings(config(tmp_path, policy=policy))
+    assert good, text
+    assert f"policy: {says}" in text
+    assert f"{steps} steps" in text
+    # Labels are not looked at where the teacher's own text is wanted.
+    assert ("20 prompts to answer first" in text) == (policy["kind"] != "on_policy")
+
+
+def test_a_prompt_without_room_is_wrong_before_the_run(tmp_path) -> None:
+    good, text = findings(config(tmp_path, policy={"kind": "on_policy", "generation": {"max_new_tokens": 62}}))
+    assert not good
+    assert "WRONG policy" in text
+    assert "would pass the student's context of 64" in text
+
+
 def test_later_checks_wait_for_earlier_ones(tmp_path) -> None:
     good, text = findings(config(tmp_path, data={"train": str(tmp_path / "absent.jsonl")}))
     assert not good
