@@ -8,10 +8,28 @@ from amidkd.errors import SettingError
 from amidkd.policies.base import StepPlan, check_state, draw
 from amidkd.policies.writing import StudentWriter
 
-__all__ = ["STEP", "AdaptivePolicy", "ReplayBuffer"]
+__all__ = ["STEP", "AdaptivePolicy", "ReplayBuffer", "check_capacity"]
 
 STEP = 0.1
 """How much φ rises at a time (Ko et al., ICML 2024, appendix B)."""
+
+
+def check_capacity(capacity: int, rows_per_step: int) -> None:
+    """Refuse a replay buffer smaller than a batch.
+
+    Args:
+        capacity: Rows in the buffer of one process.
+        rows_per_step: Rows of one process in an optimizer step.
+
+    Raises:
+        SettingError: It is smaller.
+    """
+    if capacity < rows_per_step:
+        raise SettingError(
+            f"policy.capacity: the replay buffer of a process holds {capacity} sequences, fewer than the "
+            f"{rows_per_step} that it learns from in a step; raise policy.capacity (it counts all processes), or "
+            "lower the batch size"
+        )
 
 
 @final
@@ -92,12 +110,7 @@ class AdaptivePolicy:
         rank: int = 0,
         rows_per_step: int,
     ) -> None:
-        if capacity < rows_per_step:
-            raise SettingError(
-                f"policy.capacity: the replay buffer of a process holds {capacity} sequences, fewer than the "
-                f"{rows_per_step} that it learns from in a step; raise policy.capacity (it counts all processes), or "
-                "lower the batch size"
-            )
+        check_capacity(capacity, rows_per_step)
         self._writer, self._tolerance, self._ratio = writer, tolerance, replay_ratio
         self._every, self._seed, self._rank = validation_steps, seed, rank
         self._threshold = initial_threshold

@@ -62,6 +62,7 @@ class Lessons:
         prompts: Ids of each kept row's prompt by ``Row.index``; empty where the policy writes nothing.
         places: File and line by ``Row.index``.
         counts: How many rows are labelled, answered by the teacher, dropped for which reason, cut.
+        validation: Rows of the validation loss that ``policy.kind: adaptive`` watches.
     """
 
     examples: list[Example]
@@ -69,6 +70,7 @@ class Lessons:
     prompts: dict[int, tuple[int, ...]]
     places: list[str]
     counts: dict[str, Any]
+    validation: Sequence[Example] = ()
 
 
 def warm_start_of(config: RunConfig) -> WarmStartConfig | None:

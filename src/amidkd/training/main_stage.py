@@ -11,12 +11,14 @@ from amidkd.config import (
     RunConfig,
     SequenceLevelPolicy,
     StudentSampling,
+    VllmEngine,
 )
 from amidkd.data import Encoder, Example, evaluation_rows
 from amidkd.errors import SettingError, SettingWarning
 from amidkd.generation import Generator, make_generator
 from amidkd.models import eos_ids_of, pad_id_of
 from amidkd.policies import Policy, PolicyRoom, make_policy, writes_while_training
+from amidkd.policies.adaptive import check_capacity
 from amidkd.training.lessons import Lessons, warm_start_of
 from amidkd.training.objective import ScheduledObjective, learns_through_assistant, make_schedule
 from amidkd.training.settings import LossSettings
@@ -26,15 +28,16 @@ from amidkd.training.weighting import AdaptiveSkew, TokenWeights
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
-__all__ = ["check_policy", "main_loss", "main_policy", "validation_examples"]
+__all__ = ["check_policy", "check_writer", "main_loss", "main_policy", "model_sizes", "validation_examples"]
 
 
-def check_policy(config: RunConfig, verb: str) -> None:
+def check_policy(config: RunConfig, verb: str, processes: int = 1) -> None:
     """Refuse settings of policy and objective that do not go together, before anything is loaded.
 
     Args:
         config: The run.
         verb: ``distill`` or ``sft``.
+        processes: How many share the run.
 
     Raises:
         SettingError: Naming the setting.
@@ -60,11 +63,20 @@ def check_policy(config: RunConfig, verb: str) -> None:
         )
     if isinstance(policy, ContrastivePolicy) and policy.adaptive_skew:
         _check_skew(config)
-    if isinstance(policy, AdaptivePolicy) and config.data.validation is None and config.data.validation_rows is None:
+    if isinstance(policy, AdaptivePolicy):
+        _check_adaptive(config, policy, processes)
+
+
+def _check_adaptive(config: RunConfig, policy: AdaptivePolicy, processes: int) -> None:
+    data, training = config.data, config.training
+    if data.validation is None and data.validation_rows is None:
         raise SettingError(
             "policy.kind: adaptive watches the validation loss; name rows in data.validation, or hold rows of the "
             "training file out with data.validation_rows"
         )
+    check_capacity(
+        policy.capacity // processes, training.per_device_train_batch_size * training.gradient_accumulation_steps
+    )
 
 
 def _may_be_the_students(config: RunConfig) -> bool:
@@ -143,39 +155,78 @@ def main_policy(
     Raises:
         SettingError: What the policy cannot work with.
     """
-    policy = config.policy
-    if writes_while_training(policy) and getattr(student, "generation_config", None) is None:
-        raise SettingError(
-            f"policy.kind: {policy.kind}: the student has no generation config, so it does not say how it ends an "
-            "answer; save one beside its weights (GenerationConfig.from_model_config(model.config).save_pretrained)"
-        )
-
-    def generator(sampling: StudentSampling) -> Generator:
-        return make_generator(
-            sampling,
-            model=student,
-            tokenizer=tokenizer,
-            eos_ids=eos_ids_of(tokenizer, student),
-            pad_id=pad_id_of(tokenizer),
-            vocab_size=vocab_size,
-            run_folder=folder,
-            first=arguments.process_index == 0,
-            rank=arguments.process_index,
-            world=arguments.world_size,
-            autocast=_autocast(arguments),
-        )
-
     room = PolicyRoom(
         examples=lessons.examples,
         prompts=lessons.prompts,
         max_length=config.data.max_length,
-        generator=generator,
+        generator=lambda sampling: _generator(
+            sampling, student=student, tokenizer=tokenizer, arguments=arguments, vocab_size=vocab_size, folder=folder
+        ),
         seed=arguments.seed,
         rank=arguments.process_index,
         world=arguments.world_size,
         rows_per_step=arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps,
     )
-    return make_policy(policy, room)
+    return make_policy(config.policy, room)
+
+
+def check_writer(
+    config: RunConfig, student: Any, tokenizer: Any, *, arguments: "TrainingArguments", vocab_size: int, folder: Path
+) -> None:
+    """Make sure that the student can write, before hours go into other stages: a server must be there, and fit.
+
+    Args:
+        config: The run.
+        student: The model that is trained.
+        tokenizer: Its tokenizer.
+        arguments: The trainer's.
+        vocab_size: Ids from here on are never written.
+        folder: The run folder.
+
+    Raises:
+        SettingError: A student without a generation config, or an engine that is not there.
+    """
+    policy = config.policy
+    if not writes_while_training(policy):
+        return
+    if getattr(student, "generation_config", None) is None:
+        raise SettingError(
+            f"policy.kind: {policy.kind}: the student has no generation config, so it does not say how it ends an "
+            "answer; save one beside its weights (GenerationConfig.from_model_config(model.config).save_pretrained)"
+        )
+    if isinstance(policy.generation.engine, VllmEngine) and policy.generation.engine.mode == "server":
+        _generator(
+            policy.generation,
+            student=student,
+            tokenizer=tokenizer,
+            arguments=arguments,
+            vocab_size=vocab_size,
+            folder=folder,
+        ).close()
+
+
+def _generator(
+    sampling: StudentSampling,
+    *,
+    student: Any,
+    tokenizer: Any,
+    arguments: "TrainingArguments",
+    vocab_size: int,
+    folder: Path,
+) -> Generator:
+    return make_generator(
+        sampling,
+        model=student,
+        tokenizer=tokenizer,
+        eos_ids=eos_ids_of(tokenizer, student),
+        pad_id=pad_id_of(tokenizer),
+        vocab_size=vocab_size,
+        run_folder=folder,
+        first=arguments.process_index == 0,
+        rank=arguments.process_index,
+        world=arguments.world_size,
+        autocast=_autocast(arguments),
+    )
 
 
 def _autocast(arguments: "TrainingArguments") -> Any:
@@ -212,3 +263,22 @@ def validation_examples(config: RunConfig, encoder: Encoder, vocab_size: int) ->
                 "student share"
             )
     return examples
+
+
+def model_sizes(student: Any, teacher: Any) -> dict[str, Any]:
+    """Parameters of the models, as the record holds them.
+
+    Args:
+        student: The student.
+        teacher: The teacher's model, or None.
+    """
+    parameters = list(student.parameters())
+    sizes: dict[str, Any] = {
+        "student": {
+            "parameters": sum(p.numel() for p in parameters),
+            "trainable": sum(p.numel() for p in parameters if p.requires_grad),
+        }
+    }
+    if teacher is not None:
+        sizes["teacher"] = {"parameters": sum(p.numel() for p in teacher.parameters())}
+    return sizes

@@ -31,7 +31,14 @@ from amidkd.training.lessons import (
     rows_to_answer,
     warm_start_of,
 )
-from amidkd.training.main_stage import check_policy, main_loss, main_policy, validation_examples
+from amidkd.training.main_stage import (
+    check_policy,
+    check_writer,
+    main_loss,
+    main_policy,
+    model_sizes,
+    validation_examples,
+)
 from amidkd.training.preference import train_preference
 from amidkd.training.settings import LossSettings
 from amidkd.training.stages import StageResult, load_corpus, stage_arguments, train_stage
@@ -116,7 +123,7 @@ def sft(config: RunConfig) -> RunFolder:
 def _train(config: RunConfig, verb: str, whole: RunConfig | None = None) -> RunFolder:
     run = begin(config, verb, whole)
     check_backend(config.kernels.backend, run.device)
-    check_policy(config, verb)
+    check_policy(config, verb, run.processes)
     resume = config.training.resume_from_checkpoint
     chosen_checkpoint(run.folder.path, resume)
     check_folder(config, run.folder, verb=verb, processes=run.processes)
@@ -129,11 +136,14 @@ def _train(config: RunConfig, verb: str, whole: RunConfig | None = None) -> RunF
     student = _fresh_student(run)
     models = {"student": student} if run.teacher is None else {"student": student, "teacher": run.teacher.model}
     check_room(config, material, models)
+    vocab_size = vocabulary_size(run.tokenizer) if run.teacher is None else run.teacher.vocab_size
+    validation = validation_examples(config, encoder, vocab_size)
+    arguments = training_arguments(config, run.folder.path)
+    check_writer(config, student, run.tokenizer, arguments=arguments, vocab_size=vocab_size, folder=run.folder.path)
     began = time.perf_counter()
     text = text_examples(asked, material.prompts, answering_of(run, encoder))
-    lessons = gather_lessons(config, material, text, verb=verb)
+    lessons = replace(gather_lessons(config, material, text, verb=verb), validation=validation)
     seconds = time.perf_counter() - began
-    vocab_size = vocabulary_size(run.tokenizer) if run.teacher is None else run.teacher.vocab_size
     check_tokens(lessons, vocab_size)
     corpus = load_corpus(config, run.tokenizer, vocab_size=vocab_size)
     settings = run_settings(config, **_contents(run, lessons, corpus))
@@ -181,6 +191,7 @@ def _contents(run: Run, lessons: Lessons, corpus: Any) -> dict[str, Any]:
         "processes": run.processes,
         "contents.data": hash_examples(lessons.examples),
         "contents.warm": None if lessons.warm is lessons.examples else hash_examples(lessons.warm),
+        "contents.validation": hash_examples(lessons.validation) if lessons.validation else None,
         "contents.corpus": None if corpus is None else hash_examples(corpus.windows),
         "contents.student": hash_student(run.config),
         "contents.teacher": None if run.teacher is None else run.teacher.fingerprint(),
@@ -319,7 +330,7 @@ def _main_stage(
     vocab_size: int,
     corpus: Any,
 ) -> StageResult:
-    run.note(models=_sizes(student, run.teacher))
+    run.note(models=model_sizes(student, None if run.teacher is None else run.teacher.model))
     settings = {**settings, "stage": run.verb}
     policy = run.config.policy
     if not isinstance(policy, WarmupPolicy):
@@ -366,22 +377,8 @@ def _trained(
             vocab_size=vocab_size,
             folder=run.folder.path,
         ),
-        validation=validation_examples(config, Encoder(run.tokenizer, config.data), vocab_size),
         corpus=corpus,
     )
-
-
-def _sizes(student: Any, teacher: LiveTeacher | None) -> dict[str, Any]:
-    parameters = list(student.parameters())
-    sizes: dict[str, Any] = {
-        "student": {
-            "parameters": sum(p.numel() for p in parameters),
-            "trainable": sum(p.numel() for p in parameters if p.requires_grad),
-        }
-    }
-    if teacher is not None:
-        sizes["teacher"] = {"parameters": sum(p.numel() for p in teacher.model.parameters())}
-    return sizes
 
 
 def _close(run: Run, student: Any, result: StageResult) -> None:

@@ -1,13 +1,12 @@
 """The stages of a run, each in a folder of its own, each complete by one rename: a restarted run skips what is done."""
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from amidkd.config import RunConfig
-from amidkd.data import Example, corpus_windows, load_rows
+from amidkd.data import corpus_windows, load_rows
 from amidkd.errors import SettingError
 from amidkd.teachers import LiveTeacher
 from amidkd.training.arguments import steps_of, training_arguments, warmup_of
@@ -76,7 +75,6 @@ def train_stage(
     differing: dict[str, Any] | None = None,
     teacher: LiveTeacher | None = None,
     policy: Any = None,
-    validation: Sequence[Example] = (),
     corpus: Corpus | None = None,
 ) -> StageResult:
     """Train a student in a folder, going on from the checkpoint that the run file asks for.
@@ -93,7 +91,6 @@ def train_stage(
         differing: Training settings that differ from the run file's in this stage.
         teacher: What to learn from, or None.
         policy: Whose sequences are learnt from.
-        validation: Rows of the validation loss that a policy asks for.
         corpus: Plain text beside the rows.
     """
     arguments = stage_arguments(config, folder, len(lessons.examples), differing)
@@ -107,7 +104,7 @@ def train_stage(
         loss=loss,
         teacher=teacher,
         policy=policy,
-        validation=validation,
+        validation=lessons.validation,
         corpus=corpus,
         settings=settings,
         places=lessons.places,
