@@ -55,6 +55,9 @@ class VllmEngine(Section):
         None, description="The folder of `disk`, as both sides see it. Default: in the run folder."
     )
     memory_fraction: float = Field(0.3, gt=0, lt=1, description="Part of the GPU's memory for `colocated`.")
+    context: int | None = Field(
+        None, gt=1, description="Longest row, prompt and answer, for `colocated`. Default: the model's whole context."
+    )
 
 
 EngineConfig = Annotated[TransformersEngine | VllmEngine, Field(discriminator="kind")]
@@ -76,6 +79,16 @@ class GenerationConfig(SamplingConfig):
     """How the teacher answers prompts that have no completion."""
 
     samples_per_prompt: int = Field(1, gt=0, description="Answers to each prompt.")
+
+    @model_validator(mode="after")
+    def _writer_stays_as_it_is(self) -> "GenerationConfig":
+        engine = self.engine
+        if isinstance(engine, VllmEngine) and engine.mode == "server" and engine.weight_push != "none":
+            raise ValueError(
+                f"engine.weight_push is {engine.weight_push!r}, but who writes here does not change: start the server "
+                "with that model's own weights and set engine.weight_push: none"
+            )
+        return self
 
 
 class StudentSampling(SamplingConfig):

@@ -69,7 +69,7 @@ class VllmColocatedGenerator:
         if first:
             save_student(model, tokenizer, self._folder)
         agree(None)
-        self._llm: Any = _engine(self._folder, model, config.engine.memory_fraction, rank=rank, world=world)
+        self._llm: Any = _engine(self._folder, model, config.engine, rank=rank, world=world)
         # The server's check of the context has its like here: vLLM may have settled on a shorter one.
         self._room: int | None = getattr(self._llm.llm_engine.model_config, "max_model_len", None)
         self._version: int | None = None
@@ -155,7 +155,7 @@ def _require_vllm() -> None:
         raise SettingError("engine.mode: colocated needs a CUDA device, and there is none; use a server")
 
 
-def _engine(folder: Path, model: Any, memory: float, *, rank: int, world: int) -> Any:
+def _engine(folder: Path, model: Any, engine: VllmEngine, *, rank: int, world: int) -> Any:
     # The engine must run in this process: it is handed the live weights.
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     from vllm import LLM
@@ -168,7 +168,8 @@ def _engine(folder: Path, model: Any, memory: float, *, rank: int, world: int) -
             model=str(folder),
             dtype=dtype,
             tensor_parallel_size=1,
-            gpu_memory_utilization=memory,
+            gpu_memory_utilization=engine.memory_fraction,
+            max_model_len=engine.context,
             enable_sleep_mode=True,
             generation_config="vllm",
             seed=rank,
@@ -177,7 +178,8 @@ def _engine(folder: Path, model: Any, memory: float, *, rank: int, world: int) -
     except (ValueError, RuntimeError) as error:
         cause = " ".join(str(error).split())[:400]
         raise SettingError(
-            f"engine.mode: vLLM cannot start with the model: {cause} (engine.memory_fraction is {memory})"
+            f"engine.mode: vLLM cannot start with the model: {cause} (engine.memory_fraction is "
+            f"{engine.memory_fraction}, engine.context {engine.context or 'that of the model'})"
         ) from error
 
 

@@ -214,3 +214,16 @@ def test_resolved_file_reads_back_as_the_same_run(tmp_path, objective: dict) -> 
     assert isinstance(again, RunConfig)
     assert again.objective == config.objective
     assert again.training == config.training
+
+
+def test_a_teacher_behind_a_server_is_not_given_weights() -> None:
+    tree = {
+        "student": "s",
+        "teacher": "t",
+        "data": {"train": "d", "generation": {"engine": {"kind": "vllm"}}},
+        "output": "o",
+    }
+    with pytest.raises(SettingError, match=r"data.generation: engine.weight_push is 'disk'.*weight_push: none"):
+        parse(tree)
+    tree["data"]["generation"]["engine"]["weight_push"] = "none"
+    parse(tree)

@@ -52,6 +52,7 @@ class LLM:
         dtype: str = "auto",
         tensor_parallel_size: int = 1,
         gpu_memory_utilization: float = 0.9,
+        max_model_len: int | None = None,
         enable_sleep_mode: bool = False,
         generation_config: str = "auto",
         seed: int = 0,
@@ -62,7 +63,7 @@ class LLM:
         self.arguments = {key: value for key, value in locals().items() if key != "self"}
         assert Path(model, "tokenizer_config.json").is_file()
         self.model = self.cached = load_model(model, dtype=dtype)
-        room = self.model.config.max_position_embeddings
+        room = max_model_len or self.model.config.max_position_embeddings
         self.llm_engine = SimpleNamespace(model_config=SimpleNamespace(max_model_len=room))
         self.asleep = False
         self.edit: Callable[[Any], Any] = lambda outputs: outputs

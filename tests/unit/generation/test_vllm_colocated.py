@@ -66,7 +66,8 @@ def test_greedy_answers_are_the_models_before_and_after_new_weights(monkeypatch,
     assert engine.asleep
     assert engine.arguments == {
         "model": str(tmp_path / "colocated_model"), "dtype": "float32", "tensor_parallel_size": 1,
-        "gpu_memory_utilization": 0.4, "enable_sleep_mode": True, "generation_config": "vllm", "seed": 0,
+        "gpu_memory_utilization": 0.4, "max_model_len": None, "enable_sleep_mode": True, "generation_config": "vllm",
+        "seed": 0,
         "distributed_executor_backend": None,
     }  # fmt: skip
     assert os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
@@ -150,7 +151,7 @@ def test_what_is_missing_is_said(monkeypatch, tmp_path) -> None:
         colocated(tmp_path, student())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     LLM.refuse = "no memory for the cache"
-    with pytest.raises(SettingError, match=r"no memory for the cache \(engine.memory_fraction is 0.4\)"):
+    with pytest.raises(SettingError, match=r"no memory for the cache \(engine.memory_fraction is 0.4, engine.context that of the model\)"):
         colocated(tmp_path, student())
 
 
