@@ -151,7 +151,7 @@ def test_what_is_missing_is_said(monkeypatch, tmp_path) -> None:
         colocated(tmp_path, student())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     LLM.refuse = "no memory for the cache"
-    with pytest.raises(SettingError, match=r"no memory for the cache \(engine.memory_fraction is 0.4, engine.context that of the model\)"):
+    with pytest.raises(SettingError, match=r"no memory for the cache \(engine.memory_fraction is 0.4, engine.context"):
         colocated(tmp_path, student())
 
 
