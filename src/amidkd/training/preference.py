@@ -10,12 +10,13 @@ import copy
 import importlib.util
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from amidkd.config import RunConfig, WarmupPolicy
 from amidkd.errors import SettingError
@@ -76,19 +77,20 @@ def train_preference(
     from trl import DPOTrainer
 
     arguments = _arguments(config, folder, len(pairs))
-    checkpoint = _checkpoint(config, folder, settings, first=arguments.process_index == 0)
+    checkpoint = _checkpoint(config, folder, settings, arguments)
     before = _saved_settings(student)
-    journal = _Journal(folder, settings)
-    trainer = DPOTrainer(
-        model=student,
-        # What adapters are trained on is the reference already.
-        ref_model=None if hasattr(student, "peft_config") else copy.deepcopy(student),
-        args=arguments,
-        train_dataset=_dataset(pairs),
-        processing_class=tokenizer,
-        data_collator=_collator(pad_id_of(tokenizer)),
-        callbacks=[journal],
-    )
+    with _without_bars():
+        trainer = DPOTrainer(
+            model=student,
+            # What adapters are trained on is the reference already.
+            ref_model=None if hasattr(student, "peft_config") else copy.deepcopy(student),
+            args=arguments,
+            train_dataset=_dataset(pairs),
+            processing_class=tokenizer,
+            data_collator=_collator(pad_id_of(tokenizer)),
+            callbacks=[_Journal(folder, settings)],
+        )
+    trainer.remove_callback(PrinterCallback)
     began = time.perf_counter()
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     _restore(student, before)
@@ -115,13 +117,14 @@ def _arguments(config: RunConfig, folder: Path, pairs: int) -> Any:
     return arguments
 
 
-def _checkpoint(config: RunConfig, folder: Path, settings: dict[str, Any], *, first: bool) -> Path | None:
+def _checkpoint(config: RunConfig, folder: Path, settings: dict[str, Any], arguments: Any) -> Path | None:
     """The checkpoint to go on from. Without our mark it was cut off by a kill, and is removed."""
-    resume = config.training.resume_from_checkpoint
+    resume, first = config.training.resume_from_checkpoint, arguments.process_index == 0
     if first:
         for path in RunFolder(folder).checkpoints():
             if not (path / STATE_FILE).is_file():
                 shutil.rmtree(path)
+    arguments.distributed_state.wait_for_everyone()
     found = chosen_checkpoint(folder, resume)
     if found is not None:
         check_same_run(read_state(found)["settings"], settings, where=str(found))
@@ -143,6 +146,20 @@ def _dataset(pairs: Sequence[Pair]) -> Any:
             "said": [[list(pair.prompt), list(pair.chosen), list(pair.rejected)] for pair in pairs],
         }
     )
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Keep the data set's bars, of text that is not learnt from, off the screen."""
+    import datasets
+
+    shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
 
 
 def _collator(pad_id: int) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
@@ -197,4 +214,6 @@ def _saved_settings(student: Any) -> tuple[Any, ...]:
 
 
 def _restore(student: Any, before: tuple[Any, ...]) -> None:
+    if "ref" in getattr(student, "peft_config", {}):
+        student.delete_adapter("ref")
     student.config.pad_token_id, student.generation_config.pad_token_id, student.config.use_cache = before
