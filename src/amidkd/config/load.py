@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from amidkd.config.objective import TermConfig
 from amidkd.config.schema import RunConfig, StageConfig
-from amidkd.config.stages import merged_stage, stage_names
+from amidkd.config.stages import merged_stage, stage_difference, stage_names
 from amidkd.errors import SettingError
 
 __all__ = ["dump_yaml", "load", "models_in", "parse"]
@@ -128,11 +128,22 @@ def _stage(tree: Mapping[str, Any], given: Mapping[str, Any], number: int, count
         return {}, lines
     if found.teacher is None and verb == "distill":
         return {}, ["teacher: distill needs one; add it, or let this stage have `verb: sft`"]
+    return {**_stage_tree(found, first=number == 1), "verb": verb}, []
+
+
+def _stage_tree(found: RunConfig, *, first: bool) -> dict[str, Any]:
+    """The sections of a stage that was checked as a run of its own."""
     stage = {key: value for key, value in _tree_of(found).items() if key in StageConfig.model_fields}
-    if number > 1:
+    if not first:
         stage["student"] = {**stage["student"], "kind": "previous"}
         del stage["student"]["model"]
-    return {**stage, "verb": verb}, []
+    return stage
+
+
+def _difference(tree: Mapping[str, Any], stage: Mapping[str, Any], place: int, count: int) -> dict[str, Any]:
+    base, _ = _validated(merged_stage(tree, {}, first=place == 0, last=place == count - 1))
+    assert base is not None
+    return stage_difference(_stage_tree(base, first=place == 0), stage)
 
 
 def dump_yaml(config: RunConfig) -> str:
@@ -141,10 +152,10 @@ def dump_yaml(config: RunConfig) -> str:
     if config.stages is None:
         del tree["stages"]
     else:
-        tree["stages"] = [_tree_of(stage) for stage in config.stages]
-        for stage in tree["stages"]:
-            # The run file's holds for all of them.
-            del stage["training"]["resume_from_checkpoint"]
+        whole = [_tree_of(stage) for stage in config.stages]
+        del tree["stages"]
+        # The differences alone, so that overrides still reach the stages.
+        tree["stages"] = [_difference(tree, stage, place, len(whole)) for place, stage in enumerate(whole)]
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 
 

@@ -9,7 +9,15 @@ from amidkd.config.objective import TermConfig
 from amidkd.config.schema import PretrainedStudent, PreviousStudent, RunConfig, StageConfig
 from amidkd.errors import SettingError
 
-__all__ = ["STAGES", "final_config", "merged_stage", "stage_configs", "stage_folder", "stage_names"]
+__all__ = [
+    "STAGES",
+    "final_config",
+    "merged_stage",
+    "stage_configs",
+    "stage_difference",
+    "stage_folder",
+    "stage_names",
+]
 
 STAGES = "stages"
 """Folder of the stages before the last, in the run folder."""
@@ -185,6 +193,24 @@ def _merged(key: str, old: Any, new: Any) -> Any:
     if key in ("objective", "student_text"):
         old = _one_or_several(old, new)
     return {**old, **{name: _merged(name, old.get(name), value) for name, value in new.items()}}
+
+
+def stage_difference(base: Mapping[str, Any], stage: Mapping[str, Any]) -> dict[str, Any]:
+    """What a stage has to say beside the run file: :func:`merged_stage` backwards.
+
+    Args:
+        base: The tree of a stage that says nothing.
+        stage: The tree of the stage, with all its settings.
+    """
+    found = {}
+    for key, value in stage.items():
+        old = base.get(key)
+        told = "name" if key == "divergence" else "kind"
+        if key in base and old == value:
+            continue
+        both = isinstance(old, dict) and isinstance(value, dict) and old.get(told) == value.get(told)
+        found[key] = stage_difference(dict(old or {}), value) if both else value
+    return found
 
 
 def _told(key: str, section: dict[str, Any], told: str) -> Any:

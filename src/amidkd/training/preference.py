@@ -21,7 +21,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainerControl, Train
 from amidkd.config import RunConfig, WarmupPolicy
 from amidkd.errors import SettingError
 from amidkd.models import pad_id_of
-from amidkd.record import RunFolder, append_json_line
+from amidkd.record import RunFolder, append_json_line, read_json_lines
 from amidkd.training.arguments import steps_of, training_arguments, warmup_of
 from amidkd.training.checkpoint import STATE_FILE, chosen_checkpoint, cut_metrics, read_state, step_of, write_state
 from amidkd.training.fingerprint import check_same_run
@@ -92,18 +92,22 @@ def train_preference(
         )
     trainer.remove_callback(PrinterCallback)
     began = time.perf_counter()
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if checkpoint is not None and step_of(checkpoint) >= steps_of(arguments, len(pairs)):
+        # The trainer itself would make one more step.
+        trainer._load_from_checkpoint(str(checkpoint))
+    else:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     _restore(student, before)
-    lines = [line for line in trainer.state.log_history if "loss" in line]
-    seconds, tokens = time.perf_counter() - began, int(lines[-1].get("num_tokens", 0)) if lines else 0
+    last = (read_json_lines(RunFolder(folder).metrics_file) or [{}])[-1]
+    seconds, tokens = time.perf_counter() - began, int(last.get("num_tokens", 0))
     return StageResult(
-        steps=trainer.state.global_step,
+        steps=last.get("step", 0),
         tokens=tokens,
         seconds=seconds,
         tokens_per_second=tokens / seconds,
         peak_memory_mb=peak_memory_mb(),
         backend="trl",
-        loss=lines[-1]["loss"] if lines else None,
+        loss=last.get("loss"),
     )
 
 

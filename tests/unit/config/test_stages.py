@@ -79,6 +79,15 @@ def test_the_resolved_file_reads_back_the_same(run_file, tmp_path) -> None:
     again.parent.mkdir()
     again.write_text(dump_yaml(config))
     assert load(again) == config
+    assert yaml.safe_load(dump_yaml(config))["stages"][0] == {
+        "name": "warm",
+        "verb": "distill",
+        "policy": config.stages[0].policy.model_dump(mode="json"),
+        "training": {"max_steps": 3},
+    }
+    longer = load(again, ["training.max_steps=9", "evaluation.max_rows=5"])
+    assert [stage.training.max_steps for stage in stage_configs(longer)] == [3, 9, 9]
+    assert final_config(longer).evaluation.max_rows == 5
     moved = load(again, [f"output={tmp_path / 'moved'}"])
     assert stage_configs(moved)[1].student.model == str(tmp_path / "moved/stages/warm/student")
 

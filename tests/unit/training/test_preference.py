@@ -1,6 +1,7 @@
 """The warm-up by preference: TRL's trainer on the ids that were really said."""
 
 import importlib.util
+import shutil
 
 import pytest
 import yaml
@@ -93,6 +94,11 @@ def test_it_goes_on_from_the_last_whole_checkpoint(run_file, tmp_path) -> None:
     lines = [read_json_lines(one.metrics_file) for one in (folder, whole)]
     assert [line["step"] for line in lines[0]] == [1, 2, 3, 4]
     assert lines[0][-1]["loss"] == pytest.approx(lines[1][-1]["loss"], rel=1e-3)
+    weights = (folder.student / "model.safetensors").read_bytes()
+    shutil.rmtree(folder.student)
+    folder.update_record(finished=None)
+    distill(load(run_file, [RESUME]))
+    assert (folder.student / "model.safetensors").read_bytes() == weights, "it was trained already"
     with pytest.raises(SettingError, match=r"dpo_beta: 0\.5 there, 0\.1 now"):
         distill(load(run_file, [RESUME, "policy.dpo_beta=0.1"]))
 
