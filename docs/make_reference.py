@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
-from amidkd.config import RunConfig
+from amidkd.config import RunConfig, StageConfig
 from amidkd.config.load import models_in
 
 FOLDER = Path(__file__).parent / "reference"
@@ -44,16 +44,22 @@ def run_file_page() -> str:
 
 def _sections(annotation: Any, key: str, written: set[type[BaseModel]]) -> list[str]:
     lines: list[str] = []
-    for model in models_in(annotation):
+    for model in _models(annotation):
         if model in written:
             continue
         written.add(model)
         kind = model.model_fields.get("kind")
         title = f"`{key}`" + (f" with `kind: {kind.default}`" if kind is not None else "")
-        lines += [f"### {title}", "", (model.__doc__ or "").strip(), "", *_table(model), ""]
+        lines += [f"### {title}", "", inspect.cleandoc(model.__doc__ or ""), "", *_table(model), ""]
         for name, field in model.model_fields.items():
             lines += _sections(field.annotation, f"{key}.{name}", written)
     return lines
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """The sections that a field holds, alone or in a list."""
+    lists = [part for part in (annotation, *get_args(annotation)) if get_origin(part) is list]
+    return [*models_in(annotation), *(model for part in lists for model in models_in(get_args(part)[0]))]
 
 
 def _table(model: type[BaseModel]) -> list[str]:
@@ -61,7 +67,8 @@ def _table(model: type[BaseModel]) -> list[str]:
     for name, field in model.model_fields.items():
         if name == "kind":
             continue
-        default = "required" if field.is_required() else _default(field)
+        needed = "the run file's" if model is StageConfig else "required"
+        default = needed if field.is_required() else _default(field)
         limits = " ".join(str(m) for m in field.metadata if type(m).__module__ == "annotated_types")
         described = (field.description or "").replace("|", "\\|")
         rows.append(f"| `{name}` | {_type(field.annotation)}{_limits(limits)} | {default} | {described} |")

@@ -200,7 +200,12 @@ class WarmupPolicy(_Writing):
     reject_threshold: float = Field(
         0.05, gt=0, lt=1, description="A token to which the teacher gives less than this is rejected."
     )
-    rounds: int = Field(4, gt=0, description="How often the teacher may rewrite, each time from the next such token.")
+    rounds: int = Field(
+        4,
+        gt=0,
+        description="How often the teacher may correct a text: it writes one token in place of the next such one and "
+        "the student goes on; the last time the teacher writes to the end.",
+    )
     loss: Literal["cross_entropy", "dpo"] = Field(
         "cross_entropy", description="What the student minimises; `dpo` needs the extra `dpo`."
     )

@@ -253,7 +253,9 @@ class StageConfig(Section):
     A section whose `kind` changes is replaced, others are merged key by key. Paths and folders are as in the run file.
     """
 
-    name: str = Field(description="Name of its folder, in `stages` of the run folder. Default: its number from 1.")
+    name: str = Field(
+        description="Name of its folder, in `stages` of the run folder; left out, it is its number from 1."
+    )
     verb: Literal["distill", "sft"] = Field("distill", description="What the stage does.")
     student: Annotated[
         PretrainedStudent | FromScratchStudent | DepthPrunedStudent | PreviousStudent, Field(discriminator="kind")
