@@ -11,6 +11,7 @@ from amidkd.config import (
     RunConfig,
     SequenceLevelPolicy,
     StudentSampling,
+    TransformersEngine,
     VllmEngine,
 )
 from amidkd.data import Encoder, Example, evaluation_rows
@@ -61,10 +62,24 @@ def check_policy(config: RunConfig, verb: str, processes: int = 1) -> None:
             SettingWarning,
             stacklevel=2,
         )
+    if writes_while_training(policy):
+        _warn_of_other_numbers(policy.generation)
     if isinstance(policy, ContrastivePolicy) and policy.adaptive_skew:
         _check_skew(config)
     if isinstance(policy, AdaptivePolicy):
         _check_adaptive(config, policy, processes)
+
+
+def _warn_of_other_numbers(sampling: StudentSampling) -> None:
+    """Exact resume needs answers that hang on seed and stream alone."""
+    engine = sampling.engine
+    if isinstance(engine, TransformersEngine) and engine.continuous_batching and sampling.temperature > 0:
+        warn(
+            "policy.generation.engine.continuous_batching: sampled answers then depend on what else is written at the "
+            "time, so a run that is killed and resumed does not end exactly as an uninterrupted one",
+            SettingWarning,
+            stacklevel=3,
+        )
 
 
 def _check_adaptive(config: RunConfig, policy: AdaptivePolicy, processes: int) -> None:

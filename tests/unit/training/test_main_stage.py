@@ -1,6 +1,7 @@
 """Policies and objectives that do not go together are refused before anything is loaded."""
 
 import json
+import warnings
 
 import pytest
 
@@ -74,6 +75,15 @@ def test_an_objective_for_text_that_nobody_writes() -> None:
     config = run(objective={"student_text": {"between": "student||teacher"}})
     with pytest.warns(SettingWarning, match=r"objective.student_text has no effect with policy.kind: dataset"):
         check_policy(config, "distill")
+
+
+def test_answers_that_cannot_be_repeated() -> None:
+    generation = {"engine": {"kind": "transformers", "continuous_batching": True}}
+    with pytest.warns(SettingWarning, match=r"continuous_batching: sampled answers.*does not end exactly"):
+        check_policy(run(policy={"kind": "on_policy", "generation": generation}), "distill")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_policy(run(policy={"kind": "on_policy", "generation": {**generation, "temperature": 0}}), "distill")
 
 
 def test_a_student_without_a_generation_config(run_tree, monkeypatch) -> None:
