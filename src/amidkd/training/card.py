@@ -4,19 +4,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from amidkd.config import RunConfig
+from amidkd.config import RunConfig, stage_configs
 from amidkd.record import RunFolder, write_atomic
 
 __all__ = ["write_card"]
 
 
-def write_card(config: RunConfig, folder: RunFolder) -> None:
+def write_card(config: RunConfig, folder: RunFolder, whole: RunConfig) -> None:
     """Write ``student/README.md`` from the run's record.
 
     Args:
         config: The run.
         folder: Its folder, with the record.
+        whole: The run file, of which the run may be a stage: the card names what the first one started from.
     """
+    config = config.model_copy(update={"student": stage_configs(whole)[0].student})
     record = folder.record()
     parts = [
         _head(config),

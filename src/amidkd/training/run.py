@@ -392,5 +392,5 @@ def _close(run: Run, student: Any, result: StageResult) -> None:
             from amidkd.evaluation import evaluate_run
 
             evaluate_run(config, run.folder)
-        write_card(config, run.folder)
+        write_card(config, run.folder, run.whole)
     run.wait()

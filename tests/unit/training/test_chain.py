@@ -138,6 +138,12 @@ def test_the_warm_up_trains_on_the_corrected_text(whole) -> None:
     assert "divergence" not in lines_of(folder.path)[-1], "cross-entropy alone"
 
 
+def test_the_card_names_what_the_first_stage_started_from(whole) -> None:
+    card = (whole.student / "README.md").read_text()
+    assert "`pretrained`" in card
+    assert "derives from the weights of `pretrained`" in card
+
+
 def test_a_complete_stage_is_left_as_it_is_and_its_settings_hold(finished, run_file) -> None:
     folder = finished
     before = {path: path.stat().st_mtime_ns for path in folder.path.glob("stages/**/*") if path.is_file()}
