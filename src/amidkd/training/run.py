@@ -232,7 +232,8 @@ def _open_record(run: Run, lessons: Lessons, settings: dict[str, Any]) -> None:
     if not run.first:
         return
     config, folder = run.config, run.folder
-    write_atomic(folder.run_file, dump_yaml(run.whole))
+    last = folder.path == Path(run.whole.output.folder)
+    write_atomic(folder.run_file, dump_yaml(run.whole if last else config))
     going_on = folder.record().get("fingerprint") == settings
     folder.update_record(
         verb=run.verb,

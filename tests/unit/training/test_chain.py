@@ -138,6 +138,13 @@ def test_the_warm_up_trains_on_the_corrected_text(whole) -> None:
     assert "divergence" not in lines_of(folder.path)[-1], "cross-entropy alone"
 
 
+def test_every_folder_is_a_run_of_its_own(whole) -> None:
+    stage = whole.path / "stages/warm"
+    alone = load(stage)
+    assert (alone.output.folder, alone.policy.kind, alone.stages) == (str(stage), "warmup", None)
+    assert len(load(whole.path).stages) == 2
+
+
 def test_the_card_names_what_the_first_stage_started_from(whole) -> None:
     card = (whole.student / "README.md").read_text()
     assert "`pretrained`" in card
