@@ -59,6 +59,12 @@ def facts_of(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = record.get("data", {})
     if rows:
         facts.append(("rows", ", ".join(f"{number:,} {what}" for what, number in rows.items())))
+    chain = record.get("chain")
+    if chain:
+        parts = (
+            f"{one['name']} ({one['policy']}, {one['steps']:,} steps, {duration(one['seconds'])})" for one in chain
+        )
+        facts.append(("stages of the run file", " → ".join(parts)))
     backends = sorted({str(stage["backend"]) for stage in record.get("stages", {}).values() if stage.get("backend")})
     if backends:
         facts.append(("loss computed by", ", ".join(backends)))

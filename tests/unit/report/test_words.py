@@ -7,7 +7,8 @@ import pytest
 from amidkd.config import parse
 from amidkd.evaluation import METRICS, Estimate, StandardError
 from amidkd.evaluation.display import show
-from amidkd.report.words import count, describe_objective, duration, mebibytes, number
+from amidkd.report.costs import facts_of
+from amidkd.report.words import count, describe_objective, describe_policy, duration, mebibytes, number
 
 
 def objective(**settings):
@@ -88,3 +89,36 @@ def test_small_and_endless_numbers_do_not_read_as_zero(value: float, text: str) 
 )
 def test_amounts(form, value: float, text: str) -> None:
     assert form(value) == text
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        (
+            {"kind": "mixed", "on_policy_fraction": 0.25},
+            "the student's own in 25% of the steps, the data's in the others",
+        ),
+        ({"kind": "sequence_level", "writer": "student"}, "text that the student wrote beforehand"),
+        ({"kind": "adaptive", "initial_threshold": 0.3, "replay_ratio": "constant"}, "with probability φ, from 0.3 up"),
+    ],
+)
+def test_a_policy_says_whose_text(policy: dict, expected: str) -> None:
+    run = {"student": "s", "teacher": "t", "data": {"train": "d"}, "output": "o", "policy": policy}
+    assert expected in describe_policy(parse(run).policy)
+
+
+def test_an_objective_says_what_differs_on_the_students_text_and_by_weight() -> None:
+    objective = {"student_text": {"between": "student||teacher"}, "weighting": {"student": 0.5, "by": "disagreement"}}
+    run = {"student": "s", "teacher": "t", "data": {"train": "d"}, "output": "o", "objective": objective}
+    text = describe_objective(parse(run).objective)
+    assert "; on the student's text KL(student‖teacher)" in text
+    assert text.endswith("; weights: student's text × 0.5, more where disagreement is high (strength 1)")
+
+
+def test_the_stages_of_a_chain_are_facts() -> None:
+    chain = [
+        {"name": "warm", "policy": "warmup", "steps": 1200, "seconds": 65.0},
+        {"name": "main", "policy": "dataset", "steps": 30, "seconds": 5.0},
+    ]
+    expected = "warm (warmup, 1,200 steps, 1 min 5 s) → main (dataset, 30 steps, 5.0 s)"
+    assert facts_of({"chain": chain}) == [("stages of the run file", expected)]
