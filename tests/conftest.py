@@ -7,8 +7,9 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# Two workers with a thread for each core would wait for each other.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Two workers with a thread for each core would wait for each other; and a run that is killed in a process of its own
+# must go on here with as many threads, since numbers are exact for one number of threads.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = REPOSITORY.parent / "shared"
