@@ -152,7 +152,9 @@ def gather_lessons(config: RunConfig, material: Material, text: Sequence[Example
     if not examples or (not warm and _warm(config, verb)):
         raise SettingError(_nothing_left(counts, warm=bool(examples)))
     if examples is not rows:
-        counts["prompts"] = len(examples)
+        # Without a warm start nobody looks at what the rows hold beside their prompts.
+        idle = () if warm else ("labelled", "cut at max_length")
+        counts = {name: number for name, number in counts.items() if name not in idle} | {"prompts": len(examples)}
     return Lessons(examples, warm, material.prompts, material.places, counts)
 
 
