@@ -158,7 +158,7 @@ class _Writing:
             name=str(self.folder.path),
             tokenizer=answering.tokenizer,
             encoder=answering.encoder,
-            config=GenerationConfig(**sampling.model_dump()),
+            config=GenerationConfig(**sampling.model_dump(exclude={"engine"})),
             eos_ids=self._endings(),
             vocab_size=self.teacher.vocab_size,
             context=min([most, *(context for context in contexts if context is not None)]),

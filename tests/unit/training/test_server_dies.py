@@ -12,6 +12,7 @@ from killing import RESUME, lines_of
 
 from amidkd.cli import main
 from amidkd.config import load
+from amidkd.policies import read_answers
 from amidkd.record import RunFolder
 from amidkd.training import distill
 
@@ -70,3 +71,15 @@ def test_killed_server_then_resumed(run_file, world, tmp_path, capsys) -> None:
 def test_no_server_is_an_error_before_work_starts(run_file, tmp_path) -> None:
     assert main(["distill", str(run_file), engine("http://127.0.0.1:9")]) == 2
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_server_writes_the_drafts_of_a_warm_up(run_file, world, tmp_path) -> None:
+    """It is given the student's weights, whatever it was started with; the teacher corrects in this process."""
+    warmup = ["policy.kind=warmup", "policy.reject_threshold=0.004", "training.max_steps=2"]
+    own = distill(load(run_file, [*warmup, f"output={tmp_path / 'own'}"]))
+    with serving(str(world / "teacher")) as url:
+        served = distill(load(run_file, [*warmup, engine(url), f"output={tmp_path / 'served'}"]))
+    for folder in ("drafts", "corrected"):
+        mine, theirs = (read_answers(run.path / folder) for run in (own, served))
+        assert [answer.completion_tokens for answer in mine] == [answer.completion_tokens for answer in theirs]
+    assert own.record()["stages"]["corrections"]["rejected"] > 0
