@@ -1,6 +1,7 @@
 """From the run file's ``policy`` to the policy."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TypeGuard
 
@@ -13,7 +14,7 @@ from amidkd.policies.base import Policy
 from amidkd.policies.contrastive import ContrastivePolicy
 from amidkd.policies.dataset import DatasetPolicy
 from amidkd.policies.on_policy import OnPolicy
-from amidkd.policies.writing import StudentWriter
+from amidkd.policies.writing import Progress, StudentWriter
 
 __all__ = ["PolicyRoom", "make_policy", "writes_while_training"]
 
@@ -35,6 +36,7 @@ class PolicyRoom:
         rank: Which process this is.
         world: How many there are.
         rows_per_step: Rows of one process in an optimizer step, at most.
+        counter: Makes what is told of progress where many answers are written at once; None: nothing is.
     """
 
     examples: Sequence[Example]
@@ -45,6 +47,7 @@ class PolicyRoom:
     rank: int = 0
     world: int = 1
     rows_per_step: int = 1
+    counter: Callable[[int], AbstractContextManager[Progress]] | None = None
 
 
 def writes_while_training(config: PolicyConfig) -> TypeGuard[WritingPolicy]:
@@ -76,6 +79,7 @@ def make_policy(config: PolicyConfig, room: PolicyRoom) -> Policy:
         examples=room.examples,
         prompts=room.prompts,
         max_length=room.max_length,
+        counter=room.counter,
     )
     if isinstance(config, schema.OnPolicy):
         return OnPolicy(writer, steps_per_generation=config.steps_per_generation, seed=room.seed)

@@ -3,6 +3,7 @@
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, final
 
 from amidkd.config import StudentSampling
@@ -11,7 +12,13 @@ from amidkd.errors import SettingError
 from amidkd.generation import Generator, Prompts
 from amidkd.policies.base import StepPlan, check_state
 
-__all__ = ["Ahead", "StudentWriter"]
+__all__ = ["Ahead", "Progress", "StudentWriter"]
+
+
+Progress = Callable[[int, int], None]
+
+_MANY = 2000
+"""Answers written at once from which on somebody may wonder what takes so long."""
 
 
 @final
@@ -26,6 +33,7 @@ class StudentWriter:
         examples: The rows, by place.
         prompts: Token ids of each prompt, by ``Example.row``.
         max_length: Longest row, prompt and answer together.
+        counter: Makes what is told of progress where many answers are written at once, from their number; or None.
 
     Raises:
         SettingError: A row whose prompt is not there, or leaves no room for an answer.
@@ -39,9 +47,10 @@ class StudentWriter:
         examples: Sequence[Example],
         prompts: Mapping[int, Sequence[int]],
         max_length: int,
+        counter: Callable[[int], AbstractContextManager[Progress]] | None = None,
     ) -> None:
         self._generator, self._config, self._examples, self._prompts = generator, config, examples, prompts
-        self._max_length = max_length
+        self._max_length, self._counter = max_length, counter
         self.seconds = 0.0
         for example in examples:
             if example.row not in prompts:
@@ -89,7 +98,7 @@ class StudentWriter:
         )
         began = time.perf_counter()
         self._generator.update_weights(step)
-        answers = iter(self._generator(prompts) if wanted else [])
+        answers = iter(self._answers(prompts))
         self.seconds += time.perf_counter() - began
         return [
             [
@@ -98,6 +107,14 @@ class StudentWriter:
             ]
             for passes in steps
         ]
+
+    def _answers(self, prompts: Prompts) -> list[list[int]]:
+        if not prompts.tokens:
+            return []
+        if self._counter is None or len(prompts.tokens) < _MANY:
+            return self._generator(prompts)
+        with self._counter(len(prompts.tokens)) as progress:
+            return self._generator(prompts, progress)
 
     def _limit(self, place: int) -> int:
         prompt = self._prompts[self._examples[place].row]

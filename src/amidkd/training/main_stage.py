@@ -20,6 +20,7 @@ from amidkd.generation import Generator, make_generator
 from amidkd.models import eos_ids_of, pad_id_of
 from amidkd.policies import Policy, PolicyRoom, make_policy, writes_while_training
 from amidkd.policies.adaptive import check_capacity
+from amidkd.training.hooks import Counter
 from amidkd.training.lessons import Lessons, warm_start_of
 from amidkd.training.objective import ScheduledObjective, learns_through_assistant, make_schedule
 from amidkd.training.settings import LossSettings
@@ -180,6 +181,7 @@ def main_policy(
         seed=arguments.seed,
         rank=arguments.process_index,
         world=arguments.world_size,
+        counter=(lambda total: Counter(total, name="the student's text")) if arguments.process_index == 0 else None,
         rows_per_step=arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps,
     )
     return make_policy(config.policy, room)

@@ -1,5 +1,7 @@
 """What the student writes becomes rows like those of the data: same positions, same labels, no row twice."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 from plans import Scribe, examples, plan, room
@@ -180,6 +182,33 @@ def test_a_failed_step_can_be_asked_for_again() -> None:
     scribe.fails = False
     for step in range(3, 6):
         assert policy.choose(plan(step, losses=losses)) == whole.choose(plan(step, losses=losses))
+
+
+def test_long_writing_is_told_of() -> None:
+    """An epoch at once can take hours; a step of a few rows is nobody's business."""
+    told: list[object] = []
+
+    @contextmanager
+    def counter(total: int):
+        told.append(total)
+        yield lambda answers, tokens: told.append((answers, tokens))
+
+    policy = make_policy(ContrastivePolicy(), room(Telling(), count=2100, counter=counter))
+    policy.choose(plan(0, total=600, count=2100))
+    assert told == [2100, (2100, 6300)]
+    policy = make_policy(OnPolicy(), room(Telling(), count=2100, counter=counter))
+    policy.choose(plan(0, total=600, count=2100))
+    assert len(told) == 2
+
+
+class Telling(Scribe):
+    """A scribe that says how far it is."""
+
+    def __call__(self, prompts, progress=None):
+        answers = super().__call__(prompts)
+        if progress is not None:
+            progress(len(answers), sum(map(len, answers)))
+        return answers
 
 
 def test_examples_keep_their_places() -> None:
