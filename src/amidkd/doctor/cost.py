@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from amidkd.config import RunConfig, StudentSampling
+from amidkd.config import RunConfig, SamplingConfig, StudentSampling
 from amidkd.data import Example, Row, Sequences, collate
-from amidkd.models import Backbone, eos_ids_of, generate, pad_id_of
+from amidkd.generation import Prompts
+from amidkd.generation.transformers import TransformersGenerator
+from amidkd.models import Backbone, eos_ids_of, pad_id_of
 from amidkd.record import RunFolder, write_json
 
 __all__ = [
@@ -105,19 +107,8 @@ def answering_seconds(config: RunConfig, teacher: Any, encoder: Any, prompts: Se
     if not tokens:
         return 0.0
     start = time.perf_counter()
-    generate(
-        teacher.model,
-        tokens,
-        eos_ids=eos_ids_of(teacher.tokenizer, teacher.model),
-        pad_id=pad_id_of(teacher.tokenizer),
-        max_new_tokens=settings.max_new_tokens,
-        temperature=settings.temperature,
-        top_p=settings.top_p,
-        top_k=settings.top_k,
-        batch_size=settings.batch_size,
-        seed=settings.seed,
-        vocab_size=teacher.vocab_size,
-    )
+    limits = [settings.max_new_tokens] * len(tokens)
+    _written(settings, teacher.model, teacher.tokenizer, tokens, limits, vocab_size=teacher.vocab_size)
     return (time.perf_counter() - start) * len(prompts) * settings.samples_per_prompt / len(tokens)
 
 
@@ -146,19 +137,29 @@ def writing_cost(
     size = training.per_device_train_batch_size * training.gradient_accumulation_steps
     asked = [prompts[place % len(prompts)] for place in range(size)]
     start = time.perf_counter()
-    answers = generate(
-        student,
-        asked,
-        eos_ids=eos_ids_of(tokenizer, student),
-        pad_id=pad_id_of(tokenizer),
-        max_new_tokens=[min(settings.max_new_tokens, config.data.max_length - len(prompt)) for prompt in asked],
-        temperature=settings.temperature,
-        top_p=settings.top_p,
-        top_k=settings.top_k,
-        batch_size=settings.batch_size,
-        seed=settings.seed,
-    )
+    limits = [min(settings.max_new_tokens, config.data.max_length - len(prompt)) for prompt in asked]
+    answers = _written(settings, student, tokenizer, asked, limits, vocab_size=None)
     return WritingCost(time.perf_counter() - start, len(answers), sum(map(len, answers)))
+
+
+def _written(
+    settings: SamplingConfig,
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    limits: Sequence[int],
+    *,
+    vocab_size: int | None,
+) -> list[list[int]]:
+    """What a model in this process writes, whatever engine the run asks for: a server is not disturbed."""
+    generator = TransformersGenerator(
+        settings,
+        model=model,
+        eos_ids=eos_ids_of(tokenizer, model),
+        pad_id=pad_id_of(tokenizer),
+        vocab_size=vocab_size,
+    )
+    return generator(Prompts(tokens=prompts, limits=limits, streams=range(len(prompts)), seed=settings.seed))
 
 
 def peak_memory_mb() -> float:
