@@ -70,8 +70,7 @@ def load(source: str | os.PathLike[str], overrides: Iterable[str] = ()) -> RunCo
         hint = f"; did you mean {path.parent / near[0]}?" if near else ""
         raise SettingError(f"no run file at {path}{hint}")
     tree = _read_yaml(path.read_text(encoding="utf-8"), str(path))
-    for part in (tree, *_stages_of(tree)):
-        _resolve_paths(part, path.resolve().parent)
+    _resolve_paths(tree, path.resolve().parent)
     for assignment in overrides:
         _apply_override(tree, assignment)
     return parse(tree, where=str(path))
@@ -253,14 +252,7 @@ def _spell_out(key: str, section: str, value: Any) -> dict[str, Any]:
 
 def _resolve_paths(tree: dict[str, Any], base: Path) -> None:
     """Make every path in the tree absolute, in place."""
-    for *parents, leaf in _path_keys():
-        node: Any = tree
-        for parent in parents:
-            node = node.get(parent) if isinstance(node, dict) else None
-            if isinstance(node, str) and parent in _SHORTHAND and leaf == _SHORTHAND[parent]:
-                _child(tree, parents[:-1])[parent] = _absolute(node, base)
-        if isinstance(node, dict) and isinstance(node.get(leaf), str):
-            node[leaf] = _absolute(node[leaf], base)
+    _resolve_in(tree, [RunConfig], base)
     output = tree.get("output")
     if isinstance(output, str):
         tree["output"] = str((base / Path(output).expanduser()).resolve())
@@ -268,10 +260,25 @@ def _resolve_paths(tree: dict[str, Any], base: Path) -> None:
         output["folder"] = str((base / Path(output["folder"]).expanduser()).resolve())
 
 
-def _child(tree: dict[str, Any], keys: list[str]) -> dict[str, Any]:
-    for key in keys:
-        tree = tree[key]
-    return tree
+def _resolve_in(node: dict[str, Any], models: list[type[BaseModel]], base: Path) -> None:
+    for name, field in _fields_of(models):
+        value = node.get(name)
+        inner = sections_in(field.annotation)
+        if isinstance(value, str):
+            leaf = _SHORTHAND.get(name)
+            bare = any(leaf == key and _is_path(each) for key, each in _fields_of(inner))
+            node[name] = _absolute(value, base) if bare or _is_path(field) else value
+        for part in value if isinstance(value, list) else [value]:
+            if isinstance(part, dict):
+                _resolve_in(part, inner, base)
+
+
+def _fields_of(models: list[type[BaseModel]]) -> list[tuple[str, Any]]:
+    return [(name, field) for model in models for name, field in model.model_fields.items()]
+
+
+def _is_path(field: Any) -> bool:
+    return isinstance(field.json_schema_extra, dict) and bool(field.json_schema_extra.get("path"))
 
 
 def _absolute(text: str, base: Path) -> str:
@@ -284,20 +291,6 @@ def _absolute(text: str, base: Path) -> str:
 _FILE_SUFFIXES = {".json", ".jsonl", ".parquet", ".txt", ".yaml", ".yml", ".csv"}
 
 
-def _path_keys() -> Iterator[tuple[str, ...]]:
-    yield from _walk(RunConfig, ())
-
-
-def _walk(model: type[BaseModel], prefix: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    for name, field in model.model_fields.items():
-        extra = field.json_schema_extra
-        if isinstance(extra, dict) and extra.get("path"):
-            yield (*prefix, name)
-        for inner in models_in(field.annotation):
-            if inner is not model:
-                yield from _walk(inner, (*prefix, name))
-
-
 def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
     """The sections that a field's type admits, through unions and annotations."""
     if get_origin(annotation) in (Union, UnionType, Annotated):
@@ -305,6 +298,15 @@ def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
             yield from models_in(part)
     elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
+
+
+def sections_in(annotation: Any) -> list[type[BaseModel]]:
+    """The sections that a field's type admits, also as entries of a list."""
+    found = list(models_in(annotation))
+    for part in (annotation, *get_args(annotation)):
+        if get_origin(part) is list:
+            found += models_in(get_args(part)[0])
+    return found
 
 
 def _explain(detail: Any) -> str:
@@ -330,7 +332,7 @@ def _explain(detail: Any) -> str:
 
 _TAGS = {
     "pretrained", "from_scratch", "depth_pruned", "constant", "linear", "cosine", "piecewise", "adaptive",
-    "number", "settings", "switch", "live", "float", "int", "bool", "str",
+    "number", "settings", "switch", "live", "cached", "served", "stage", "ensemble", "float", "int", "bool", "str",
     "dataset", "on_policy", "mixed", "sequence_level", "contrastive", "warmup", "transformers", "vllm",
 }  # fmt: skip
 
@@ -349,10 +351,7 @@ def _annotations_at(location: list[str]) -> list[type[BaseModel]]:
         for model in models:
             field = model.model_fields.get(part)
             if field is not None:
-                found.extend(models_in(field.annotation))
-                for inner in get_args(field.annotation):
-                    if get_origin(inner) is list:
-                        found.extend(models_in(get_args(inner)[0]))
+                found.extend(sections_in(field.annotation))
         models = found
     return models
 

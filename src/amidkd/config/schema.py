@@ -10,6 +10,7 @@ from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, mod
 from amidkd.config.base import Section, path_field
 from amidkd.config.objective import ObjectiveConfig, SumConfig
 from amidkd.config.policy import DatasetPolicy, GenerationConfig, PolicyConfig
+from amidkd.config.teacher import Dtype, TeacherConfig
 
 __all__ = [
     "CorpusConfig",
@@ -18,7 +19,6 @@ __all__ = [
     "EvaluationConfig",
     "FromScratchStudent",
     "KernelsConfig",
-    "LiveTeacher",
     "LoraConfig",
     "OutputConfig",
     "PretrainedStudent",
@@ -29,8 +29,6 @@ __all__ = [
     "TrainingConfig",
     "WarmStartConfig",
 ]
-
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 class LoraConfig(Section):
@@ -105,21 +103,6 @@ class PreviousStudent(_Student):
 
 
 StudentConfig = Annotated[PretrainedStudent | FromScratchStudent | DepthPrunedStudent, Field(discriminator="kind")]
-
-
-class LiveTeacher(Section):
-    """A model in memory, run beside the student."""
-
-    kind: Literal["live"] = "live"
-    model: str = path_field(description="Model folder or hub name.")
-    dtype: Dtype = Field("auto", description="Type of the weights; `auto` keeps the file's.")
-    device: str | None = Field(None, description="Device, such as `cuda:1`. Default: the student's.")
-    adapter: str | None = path_field(None, description="LoRA adapter folder on top of the model.")
-    merge_adapter: bool = Field(True, description="Merge the adapter into the weights at load time.")
-    quantization: Literal["8bit", "4bit"] | None = Field(
-        None, description="Load quantised through bitsandbytes (extra `quantization`)."
-    )
-    trust_remote_code: bool = Field(False, description="Run model code that comes with the weights.")
 
 
 class CorpusConfig(Section):
@@ -260,7 +243,7 @@ class StageConfig(Section):
     student: Annotated[
         PretrainedStudent | FromScratchStudent | DepthPrunedStudent | PreviousStudent, Field(discriminator="kind")
     ] = Field(description="The first stage's model; of a later one its adapters, type and warm start alone.")
-    teacher: LiveTeacher | None = Field(None, description="As in a run file.")
+    teacher: TeacherConfig | None = Field(None, description="As in a run file.")
     data: DataConfig = Field(description="As in a run file.")
     objective: ObjectiveConfig = Field(description="As in a run file.")
     policy: PolicyConfig = Field(description="As in a run file.")
@@ -281,7 +264,9 @@ class RunConfig(Section):
     """A run file."""
 
     student: StudentConfig = Field(description="The model to train.")
-    teacher: LiveTeacher | None = Field(None, description="The model to learn from; `sft` needs none.")
+    teacher: TeacherConfig | None = Field(
+        None, description="What to learn from; `sft` needs none. Without `kind` it is a model in memory (`live`)."
+    )
     data: DataConfig = Field(description="The rows to learn from.")
     objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig, description="What the student minimises.")
     policy: PolicyConfig = Field(default_factory=DatasetPolicy, description="Whose sequences are learnt from.")

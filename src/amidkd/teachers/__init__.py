@@ -1,6 +1,19 @@
 """Teachers: what they say about a batch, and the proof that they speak the student's vocabulary."""
 
-from amidkd.teachers.live import LiveTeacher, Teacher, make_teacher, self_distillation_loss
+from amidkd.teachers.base import Group, Grouped, Said, Teacher, TeacherError
+from amidkd.teachers.live import LiveTeacher, make_live, self_distillation_loss
+from amidkd.teachers.make import make_teacher
 from amidkd.teachers.vocabulary import prove_same_vocabulary
 
-__all__ = ["LiveTeacher", "Teacher", "make_teacher", "prove_same_vocabulary", "self_distillation_loss"]
+__all__ = [
+    "Group",
+    "Grouped",
+    "LiveTeacher",
+    "Said",
+    "Teacher",
+    "TeacherError",
+    "make_live",
+    "make_teacher",
+    "prove_same_vocabulary",
+    "self_distillation_loss",
+]

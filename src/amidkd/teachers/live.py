@@ -1,9 +1,10 @@
 """A teacher in memory, run on every batch."""
 
 import hashlib
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, final, runtime_checkable
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 from torch import Tensor
@@ -19,22 +20,7 @@ from amidkd.teachers.vocabulary import prove_same_vocabulary
 if TYPE_CHECKING:
     from amidkd.data import Sequences
 
-__all__ = ["LiveTeacher", "Teacher", "hash_files", "hash_weights", "make_teacher", "self_distillation_loss"]
-
-
-@runtime_checkable
-class Teacher(Protocol):
-    """Says what the next token should be, at each supervised position of a batch."""
-
-    @property
-    def vocab_size(self) -> int:
-        """Size of the vocabulary shared with the student."""
-
-    def signal(self, sequences: "Sequences") -> Signal:
-        """One row for each supervised token, in the row-major order of ``predicts_BT``."""
-
-    def fingerprint(self) -> str:
-        """A hash of everything that decides the signal."""
+__all__ = ["LiveTeacher", "fingerprint_of", "hash_files", "hash_weights", "make_live", "self_distillation_loss"]
 
 
 @final
@@ -97,18 +83,23 @@ class LiveTeacher:
             signal = self.backbone(tokens, attention, sequences.predicts_BT().to(device))
         return signal if device == home else self._moved(signal, home)
 
+    def expect(self, batches: Sequence["Sequences"]) -> None:
+        """Nothing to begin: the model is here."""
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
     def fingerprint(self) -> str:
         """SHA-256 of the weights' files and settings, or of the weights themselves for a hub name."""
         return self._fingerprint
 
     @cached_property
     def _fingerprint(self) -> str:
+        found = _hash_sources(self._sources, f"{self._variant}|{self.vocab_size}")
+        if found is not None:
+            return found
         digest = hashlib.sha256(f"{self._variant}|{self.vocab_size}".encode())
-        if self._sources and all(Path(source).is_dir() for source in self._sources):
-            for source in self._sources:
-                hash_files(digest, Path(source))
-        else:
-            digest.update(hash_weights(self.model).encode())
+        digest.update(hash_weights(self.model).encode())
         return digest.hexdigest()
 
     def _check(self, tokens: Tensor, attention: Tensor) -> None:
@@ -129,7 +120,7 @@ class LiveTeacher:
         return Hidden(signal.states.to(home), weight, bias=bias, scale=signal.scale, softcap=signal.softcap)
 
 
-def make_teacher(
+def make_live(
     config: LiveTeacherConfig, *, student_tokenizer: Any, device: str | torch.device | None = None
 ) -> LiveTeacher:
     """Load a run's teacher and prove that it shares the student's vocabulary.
@@ -153,9 +144,34 @@ def make_teacher(
         quantization=config.quantization,
         trust_remote_code=config.trust_remote_code,
     )
-    sources = (config.model,) if config.adapter is None else (config.model, config.adapter)
-    variant = f"{config.dtype}|{config.quantization}|{config.merge_adapter and config.adapter is not None}"
-    return LiveTeacher(model, tokenizer, vocab_size=shared, sources=sources, variant=variant)
+    return LiveTeacher(model, tokenizer, vocab_size=shared, sources=_sources(config), variant=_variant(config))
+
+
+def fingerprint_of(config: LiveTeacherConfig, *, vocab_size: int) -> str | None:
+    """What ``LiveTeacher.fingerprint`` would say, from the files alone; None where they are no folders here.
+
+    Args:
+        config: The run file's ``teacher``.
+        vocab_size: Vocabulary shared with the student.
+    """
+    return _hash_sources(_sources(config), f"{_variant(config)}|{vocab_size}")
+
+
+def _sources(config: LiveTeacherConfig) -> tuple[str, ...]:
+    return (config.model,) if config.adapter is None else (config.model, config.adapter)
+
+
+def _variant(config: LiveTeacherConfig) -> str:
+    return f"{config.dtype}|{config.quantization}|{config.merge_adapter and config.adapter is not None}"
+
+
+def _hash_sources(sources: tuple[str, ...], variant: str) -> str | None:
+    if not sources or not all(Path(source).is_dir() for source in sources):
+        return None
+    digest = hashlib.sha256(variant.encode())
+    for source in sources:
+        hash_files(digest, Path(source))
+    return digest.hexdigest()
 
 
 def self_distillation_loss(teacher: LiveTeacher, sequences: "Sequences") -> float:
