@@ -62,6 +62,9 @@ class Teacher(Protocol):
     def expect(self, batches: Sequence["Sequences"]) -> None:
         """Told which batches come next, in order, so that a teacher elsewhere can begin; a hint, which may be wrong."""
 
+    def begin_step(self, step: int) -> None:
+        """Told before each optimizer step how many were made; what is drawn at random hangs on it alone."""
+
     def fingerprint(self) -> str:
         """A hash of everything that decides the signal."""
 

@@ -86,6 +86,9 @@ class LiveTeacher:
     def expect(self, batches: Sequence["Sequences"]) -> None:
         """Nothing to begin: the model is here."""
 
+    def begin_step(self, step: int) -> None:
+        """Nothing hangs on the step."""
+
     def close(self) -> None:
         """Nothing to let go of."""
 
