@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from amidkd.config.objective import TermConfig
 from amidkd.config.schema import RunConfig, StageConfig
-from amidkd.config.stages import merged_stage, stage_difference, stage_names
+from amidkd.config.stages import PLACEHOLDER, merged_stage, stage_difference, stage_names, unknown_stages
 from amidkd.errors import SettingError
 
 __all__ = ["dump_yaml", "load", "models_in", "parse"]
@@ -93,7 +93,7 @@ def parse(tree: Mapping[str, Any], where: str = "the run file") -> RunConfig:
     whole = []
     # What is wrong with the run file itself would be said again for each stage.
     for number, name in enumerate(names if not lines else (), start=1):
-        stage, wrong = _stage(tree, stages[number - 1], number, len(names))
+        stage, wrong = _stage(tree, stages[number - 1], number, names)
         lines += [f"stages[{number}].{line}" for line in wrong]
         whole.append({**stage, "name": name})
     if lines:
@@ -110,7 +110,7 @@ def _validated(tree: Mapping[str, Any]) -> tuple[RunConfig | None, list[str]]:
         return None, [_explain(detail) for detail in error.errors()]
 
 
-def _stage(tree: Mapping[str, Any], given: Mapping[str, Any], number: int, count: int) -> tuple[dict, list[str]]:
+def _stage(tree: Mapping[str, Any], given: Mapping[str, Any], number: int, names: list[str]) -> tuple[dict, list[str]]:
     """A stage with all its sections, and what is wrong with it."""
     unknown = [key for key in given if key not in {*StageConfig.model_fields, *RunConfig.model_fields}]
     if unknown:
@@ -119,7 +119,7 @@ def _stage(tree: Mapping[str, Any], given: Mapping[str, Any], number: int, count
     if verb not in ("distill", "sft"):
         return {}, [f"verb: must be distill or sft; got {verb!r}{_suggest(verb, ('distill', 'sft'))}"]
     try:
-        merged = merged_stage(tree, given, first=number == 1, last=number == count)
+        merged = merged_stage(tree, given, first=number == 1, last=number == len(names))
     except ValueError as error:
         return {}, [str(error)]
     found, lines = _validated(merged)
@@ -127,13 +127,17 @@ def _stage(tree: Mapping[str, Any], given: Mapping[str, Any], number: int, count
         return {}, lines
     if found.teacher is None and verb == "distill":
         return {}, ["teacher: distill needs one; add it, or let this stage have `verb: sft`"]
+    earlier = names[: number - 1]
+    unknown = unknown_stages(found.teacher, earlier)
+    if unknown:
+        return {}, [f"teacher.stage: {each!r} is no stage before this one{_suggest(each, earlier)}" for each in unknown]
     return {**_stage_tree(found, first=number == 1), "verb": verb}, []
 
 
 def _stage_tree(found: RunConfig, *, first: bool) -> dict[str, Any]:
     """The sections of a stage that was checked as a run of its own."""
     stage = {key: value for key, value in _tree_of(found).items() if key in StageConfig.model_fields}
-    if not first:
+    if not first and stage["student"].get("model") == PLACEHOLDER:
         stage["student"] = {**stage["student"], "kind": "previous"}
         del stage["student"]["model"]
     return stage

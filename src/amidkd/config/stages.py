@@ -7,9 +7,11 @@ from typing import Any
 
 from amidkd.config.objective import TermConfig
 from amidkd.config.schema import PretrainedStudent, PreviousStudent, RunConfig, StageConfig
+from amidkd.config.teacher import EnsembleTeacher, LiveTeacher, StageTeacher, members_of
 from amidkd.errors import SettingError
 
 __all__ = [
+    "PLACEHOLDER",
     "STAGES",
     "final_config",
     "merged_stage",
@@ -17,6 +19,7 @@ __all__ = [
     "stage_difference",
     "stage_folder",
     "stage_names",
+    "unknown_stages",
 ]
 
 STAGES = "stages"
@@ -45,10 +48,35 @@ def stage_configs(config: RunConfig) -> list[RunConfig]:
             model = str(stage_folder(config, place - 1) / "student")
             student = PretrainedStudent(model=model, **student.model_dump(exclude={"kind"}))
         sections = {name: getattr(stage, name) for name in _SECTIONS}
+        sections["teacher"] = _found_teacher(config, stage.teacher)
         output = config.output.model_copy(update={"folder": str(stage_folder(config, place))})
         update = {**sections, "student": student, "output": output, "stages": None}
         found.append(config.model_copy(update=update))
     return found
+
+
+def _found_teacher(config: RunConfig, teacher: Any) -> Any:
+    """A stage's teacher, with the students of earlier stages as the models in their folders."""
+    if isinstance(teacher, EnsembleTeacher):
+        found = [_found_teacher(config, member) for member in teacher.teachers]
+        return teacher.model_copy(update={"teachers": found})
+    if not isinstance(teacher, StageTeacher):
+        return teacher
+    assert config.stages is not None
+    place = [stage.name for stage in config.stages].index(teacher.stage)
+    given = teacher.model_dump(exclude={"kind", "stage", "name"})
+    return LiveTeacher(model=str(stage_folder(config, place) / "student"), name=teacher.name or teacher.stage, **given)
+
+
+def unknown_stages(teacher: Any, earlier: list[str]) -> list[str]:
+    """The stages that a teacher names and that do not come before it.
+
+    Args:
+        teacher: A stage's teacher, or None.
+        earlier: Names of the stages before.
+    """
+    named = [] if teacher is None else [member for member in members_of(teacher) if isinstance(member, StageTeacher)]
+    return [member.stage for member in named if member.stage not in earlier]
 
 
 def final_config(config: RunConfig) -> RunConfig:
@@ -126,8 +154,8 @@ def merged_stage(base: Mapping[str, Any], stage: Mapping[str, Any], *, first: bo
         raise ValueError("training.resume_from_checkpoint: not a stage's setting: set it for the whole run")
     merged = {key: value for key, value in base.items() if key != "output"}
     if not first:
-        merged["student"] = _inherited_student(base.get("student"))
-        known["student"] = _later_student(known.get("student"))
+        inherits, known["student"] = _later_student(known.get("student"))
+        merged["student"] = _inherited_student(base.get("student")) if inherits else {}
     if not last:
         merged = _without_what_is_last(merged)
         _check_adapters(known.get("student"))
@@ -137,24 +165,29 @@ def merged_stage(base: Mapping[str, Any], stage: Mapping[str, Any], *, first: bo
     return {**merged, "output": base.get("output")}
 
 
-_PLACEHOLDER = "the last stage's student"
+PLACEHOLDER = "the last stage's student"
+"""Stands for the model of a stage that goes on with the last one's student, until the stages are known."""
 
 
 def _inherited_student(student: Any) -> dict[str, Any]:
     """What of the run file's student holds for later stages."""
     given = student if isinstance(student, dict) else {}
     kept = {key: given[key] for key in ("dtype", "lora", "trust_remote_code") if key in given}
-    return {"kind": "pretrained", "model": _PLACEHOLDER, **kept}
+    return {"kind": "pretrained", "model": PLACEHOLDER, **kept}
 
 
-def _later_student(student: Any) -> dict[str, Any]:
+def _later_student(student: Any) -> tuple[bool, dict[str, Any]]:
+    """Whether a stage goes on with the last one's student, and what it says of its student."""
     if student is None:
-        return {}
-    if not isinstance(student, dict) or "model" in student or student.get("kind", "previous") != "previous":
+        return True, {}
+    if isinstance(student, dict) and student.get("kind", "previous") != "previous":
+        return False, student
+    if not isinstance(student, dict) or "model" in student:
         raise ValueError(
-            "student: a stage after the first starts from the last one's student; give no model and no kind here"
+            "student: a stage after the first starts from the last one's student, and then has no model here; for a "
+            "student of its own, as in a chain of teacher assistants, say which `kind` it is (such as pretrained)"
         )
-    return {key: value for key, value in student.items() if key != "kind"}
+    return True, {key: value for key, value in student.items() if key != "kind"}
 
 
 def _without_what_is_last(tree: dict[str, Any]) -> dict[str, Any]:
@@ -216,6 +249,8 @@ def stage_difference(base: Mapping[str, Any], stage: Mapping[str, Any]) -> dict[
 def _told(key: str, section: dict[str, Any], told: str) -> Any:
     if key == "student" and "kind" not in section and "model" in section:
         return "pretrained"
+    if key == "teacher" and "kind" not in section and section:
+        return "live"
     return section.get(told)
 
 
