@@ -36,6 +36,7 @@ class Row:
         text: Plain text.
         references: Right answers for evaluation; empty where the completion is the only one known.
         finished: False where the completion was cut off, so that it teaches nothing about ending (no EOS).
+        teacher_id: Which of several teachers is the row's, by name or number; None where no column says it.
     """
 
     index: int
@@ -46,6 +47,7 @@ class Row:
     text: str | None = None
     references: tuple[str, ...] = ()
     finished: bool = True
+    teacher_id: str | int | None = None
 
     @property
     def labelled(self) -> bool:
@@ -78,8 +80,9 @@ def load_rows(source: str | Path, *, split: str = "train", max_rows: int | None 
     """Load rows from a JSONL, JSON or Parquet file, a folder of such files, or a hub data set.
 
     Columns: ``messages``, else ``prompt`` with or without ``completion`` and ``references``, else ``text``; the first
-    that a row has decides, null counts as absent, and other columns are left out. A folder that ``amidkd generate``
-    wrote is such a source, with ``finished`` false where an answer was cut off.
+    that a row has decides, and null counts as absent. ``teacher_id`` names the row's teacher among several; other
+    columns are left out. A folder that ``amidkd generate`` wrote is such a source, with ``finished`` false where an
+    answer was cut off.
 
     Args:
         source: File, folder, or hub name (``owner/name``, or ``owner/name:configuration``). A folder's files are read
@@ -99,7 +102,8 @@ def load_rows(source: str | Path, *, split: str = "train", max_rows: int | None 
     rows: list[Row] = []
     near: Counter[str] = Counter()
     for record in read_records(source, split=split, max_rows=max_rows):
-        rows.append(_row(record, index=len(rows)))
+        row, teacher = _row(record, index=len(rows)), _teacher(record)
+        rows.append(row if teacher is None else replace(row, teacher_id=teacher))
         if rows[-1].prompt is not None and rows[-1].completion is None:
             near.update(name for name in _NEAR["completion"] if isinstance(record.values.get(name), str))
     if not rows:
@@ -168,6 +172,16 @@ def _row(record: Record, *, index: int) -> Row:
     if values.get("text") is not None:
         return Row(index, where, text=_text(record, "text"))
     raise SettingError(f"{record.full_where}: {_wrong_columns(values)}")
+
+
+def _teacher(record: Record) -> str | int | None:
+    value = record.values.get("teacher_id")
+    if isinstance(value, float) and value.is_integer():
+        # A column of numbers with gaps is one of floats to many writers.
+        value = int(value)
+    if value is None or (isinstance(value, str | int) and not isinstance(value, bool)):
+        return value
+    raise SettingError(f"{record.full_where}: `teacher_id` must be a name or a number; got {_shown(value)}")
 
 
 def _wrong_columns(values: Mapping[str, Any]) -> str:

@@ -251,3 +251,14 @@ def test_real_files_load(shared) -> None:
     assert len(words) == 2568
     assert any(len(row.references) > 1 for row in words)
     assert load_rows(shared / "data" / "tinystories_dev.jsonl")[0].text is not None
+
+
+def test_a_row_may_name_its_teacher(tmp_path) -> None:
+    values = ["large", 1, 2.0, None]
+    path = write_lines(tmp_path / "rows.jsonl", [{"prompt": "a", "completion": "b", "teacher_id": v} for v in values])
+    rows = load_rows(path)
+    assert [row.teacher_id for row in rows] == ["large", 1, 2, None]
+    assert rows[0].unlabelled().teacher_id == "large"
+    write_lines(path, [{"prompt": "a", "teacher_id": ["large"]}])
+    with pytest.raises(SettingError, match=r"rows.jsonl, line 1: `teacher_id` must be a name or a number"):
+        load_rows(path)
