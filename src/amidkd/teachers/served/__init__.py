@@ -1,0 +1,3 @@
+"""A teacher on another machine."""
+
+__all__: list[str] = []
