@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from amidkd.config import RunConfig, load
+from amidkd.config import LiveTeacher, RunConfig, load
 from amidkd.data import Encoder, Example, Sequences, collate, training_rows
 from amidkd.kernels import distillation_loss
 from amidkd.maths import Objective, divergence
 from amidkd.models import Backbone, load_tokenizer, make_student, pad_id_of, student_tokenizer
-from amidkd.teachers import make_teacher
+from amidkd.teachers import make_live
 
 
 def batches(examples: list[Example], config: RunConfig, pad_id: int) -> Iterator[list[Sequences]]:
@@ -46,7 +46,7 @@ def learning_rate(step: int, warmup: int, steps: int) -> float:
 def main(config: RunConfig) -> list[float]:
     """Train for ``training.max_steps`` steps and return the loss of each."""
     training, settings = config.training, config.objective
-    assert config.teacher is not None, "a teacher is needed"
+    assert isinstance(config.teacher, LiveTeacher), "a teacher in memory is needed"
     assert isinstance(settings.alpha, float), "this loop has no schedules"
     assert isinstance(settings.lam, float), "this loop has no schedules"
 
@@ -55,7 +55,7 @@ def main(config: RunConfig) -> list[float]:
     examples = Encoder(tokenizer, config.data).encode(training_rows(config)).examples
 
     # Two models; a Backbone gives hidden states and head, so that logits over the vocabulary need never exist whole.
-    teacher = make_teacher(config.teacher, student_tokenizer=tokenizer)
+    teacher = make_live(config.teacher, student_tokenizer=tokenizer)
     model = make_student(config.student, tokenizer=tokenizer, seed=training.seed, teacher_model=teacher.model)
     student = Backbone(model)
 

@@ -16,7 +16,7 @@ from typing import TextIO
 from amidkd import __version__
 from amidkd.allocator import keep_large_blocks
 from amidkd.config import RunConfig, final_config, load
-from amidkd.errors import GenerationError, LossError, SettingError
+from amidkd.errors import GenerationError, LossError, SettingError, TeacherError
 from amidkd.record import RunFolder
 
 __all__ = ["main"]
@@ -53,6 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except GenerationError as error:
         print(f"amidkd: no text to learn from: {error}", file=sys.stderr)
+        return 1
+    except TeacherError as error:
+        print(f"amidkd: no teacher to learn from: {error}", file=sys.stderr)
         return 1
     except BrokenPipeError:
         # Whoever read the output has had enough, as in `amidkd cite run.yaml | head`.

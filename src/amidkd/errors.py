@@ -1,6 +1,6 @@
 """What the package raises and warns when a setting is wrong or has no effect."""
 
-__all__ = ["GenerationError", "LossError", "SettingError", "SettingWarning"]
+__all__ = ["GenerationError", "LossError", "SettingError", "SettingWarning", "TeacherError"]
 
 
 class SettingError(ValueError):
@@ -23,6 +23,13 @@ class LossError(RuntimeError):
 
 class GenerationError(RuntimeError):
     """Text could not be written: the server is gone, and trying again did not help.
+
+    A run saves a checkpoint and stops; going on from it asks again.
+    """
+
+
+class TeacherError(RuntimeError):
+    """The teacher cannot answer now: its server is gone, or its cache cannot be read.
 
     A run saves a checkpoint and stops; going on from it asks again.
     """

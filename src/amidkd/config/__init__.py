@@ -49,7 +49,7 @@ from amidkd.config.schema import (
     TrainingConfig,
     WarmStartConfig,
 )
-from amidkd.config.stages import final_config, stage_configs
+from amidkd.config.stages import final_config, stage_configs, student_origin
 from amidkd.config.teacher import (
     CachedTeacher,
     EnsembleTeacher,
@@ -120,5 +120,6 @@ __all__ = [
     "parse",
     "schedule_values",
     "stage_configs",
+    "student_origin",
     "tokenizer_source",
 ]

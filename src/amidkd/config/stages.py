@@ -19,6 +19,7 @@ __all__ = [
     "stage_difference",
     "stage_folder",
     "stage_names",
+    "student_origin",
     "unknown_stages",
 ]
 
@@ -77,6 +78,22 @@ def unknown_stages(teacher: Any, earlier: list[str]) -> list[str]:
     """
     named = [] if teacher is None else [member for member in members_of(teacher) if isinstance(member, StageTeacher)]
     return [member.stage for member in named if member.stage not in earlier]
+
+
+def student_origin(config: RunConfig, folder: Path) -> Any:
+    """What the student of a stage began as: its own section, or that of the last stage before with one of its own.
+
+    Args:
+        config: The run.
+        folder: Where the stage runs.
+    """
+    origin: Any = config.student
+    for place, (found, stage) in enumerate(zip(stage_configs(config), config.stages or (), strict=False)):
+        if place == 0 or not isinstance(stage.student, PreviousStudent):
+            origin = found.student
+        if Path(found.output.folder) == folder:
+            break
+    return origin
 
 
 def final_config(config: RunConfig) -> RunConfig:

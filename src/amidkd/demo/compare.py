@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from amidkd.config import RunConfig
+from amidkd.config import RunConfig, live_teacher
 from amidkd.data import Encoder, Row, evaluation_rows
 from amidkd.demo.display import BASELINE, print_table, write_page
 from amidkd.demo.runs import METHODS, Method, Scale, run_config, teacher_folder
@@ -25,7 +25,7 @@ from amidkd.evaluation import (
 )
 from amidkd.models import load_model, load_tokenizer
 from amidkd.record import RunFolder, atomic_folder, commit_of, now, versions, write_json_lines
-from amidkd.teachers import LiveTeacher, make_teacher
+from amidkd.teachers import LiveTeacher, make_live
 from amidkd.training import distill, run_generate, sft
 
 __all__ = ["compare"]
@@ -143,8 +143,9 @@ def _train(method: Method, config: RunConfig, answers: Path) -> None:
 
 def _judge(config: RunConfig) -> _Judge:
     tokenizer = load_tokenizer(teacher_folder())
-    assert config.teacher is not None
-    teacher = make_teacher(config.teacher, student_tokenizer=tokenizer, device="cpu")
+    given = live_teacher(config.teacher)
+    assert given is not None
+    teacher = make_live(given, student_tokenizer=tokenizer, device="cpu")
     return _Judge(config, tokenizer, evaluation_rows(config), Encoder(tokenizer, config.data), teacher)
 
 

@@ -10,19 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from amidkd.config import ContrastivePolicy, RunConfig, TransformersEngine, stage_configs
+from amidkd.config import ContrastivePolicy, RunConfig, TransformersEngine, live_teacher, stage_configs
 from amidkd.data import Encoder, Example, Row, Sequences, collate, evaluation_rows, training_rows
 from amidkd.doctor.cost import Cost, StepTimer, answering_seconds, optimizer_steps, peak_memory_mb, writing_cost
 from amidkd.errors import SettingError, SettingWarning
-from amidkd.kernels import describe, distillation_loss
-from amidkd.models import Backbone, load_tokenizer, make_student, pad_id_of, student_tokenizer
+from amidkd.kernels import describe
+from amidkd.models import Backbone, load_tokenizer, make_student, pad_id_of, student_tokenizer, vocabulary_size
 from amidkd.policies import writes_while_training
 from amidkd.record import RunFolder
 from amidkd.report.words import describe_policy
-from amidkd.teachers import make_teacher, self_distillation_loss
-from amidkd.training import check_training_settings, objective_at, warm_start_of
+from amidkd.teachers import LiveTeacher, make_teacher, self_distillation_loss, teacher_tokenizer
+from amidkd.training import check_training_settings, warm_start_of
 from amidkd.training.lessons import check_room, read_rows, rows_to_answer
-from amidkd.training.main_stage import check_policy
+from amidkd.training.losses import hard_loss, soft_loss
+from amidkd.training.main_stage import check_policy, main_loss
 
 __all__ = ["examine"]
 
@@ -45,6 +46,11 @@ class _Visit:
     asked: list[Row] = field(default_factory=list)
     material: Any = None
     writing: float = 0.0
+
+    @property
+    def model(self) -> LiveTeacher | None:
+        """The teacher's model, where it is in memory."""
+        return self.teacher if isinstance(self.teacher, LiveTeacher) else None
 
     @property
     def batch(self) -> Sequences:
@@ -120,15 +126,16 @@ def _rows(visit: _Visit) -> str:
 
 def _vocabulary(visit: _Visit) -> str:
     config = visit.config
-    source = student_tokenizer(config.student, None if config.teacher is None else config.teacher.model)
+    folder = Path(config.output.folder)
+    source = student_tokenizer(config.student, teacher_tokenizer(config.teacher, folder))
     visit.tokenizer = load_tokenizer(source, trust_remote_code=config.student.trust_remote_code)
     if config.teacher is None:
         return f"{len(visit.tokenizer):,} tokens; no teacher (amidkd sft)"
-    visit.teacher = make_teacher(config.teacher, student_tokenizer=visit.tokenizer)
-    return (
-        f"teacher and student agree on {visit.teacher.vocab_size:,} tokens; the teacher's head has "
-        f"{visit.teacher.backbone.width:,} rows"
-    )
+    visit.teacher = make_teacher(config.teacher, student_tokenizer=visit.tokenizer, folder=folder)
+    text = f"teacher and student agree on {visit.teacher.vocab_size:,} tokens"
+    if visit.model is None:
+        return f"{text}; the teacher is {config.teacher.kind}: {config.teacher.title}"
+    return f"{text}; the teacher's head has {visit.model.backbone.width:,} rows"
 
 
 def _tokens(visit: _Visit) -> str:
@@ -178,7 +185,11 @@ def _template(visit: _Visit) -> str:
 def _self_teaching(visit: _Visit) -> str:
     if visit.teacher is None:
         return "no teacher"
-    loss = self_distillation_loss(visit.teacher, visit.batch)
+    if visit.model is None:
+        sequences = visit.batch
+        visit.teacher.signal(sequences)
+        return f"it has an answer to the first batch, {sequences.token_count():,} tokens"
+    loss = self_distillation_loss(visit.model, visit.batch)
     if not abs(loss) <= SELF_LOSS_LIMIT:
         raise SettingError(
             f"the teacher as its own student has a loss of {loss:.3g} nats a token, not 0: its head is read wrongly. "
@@ -188,13 +199,13 @@ def _self_teaching(visit: _Visit) -> str:
 
 
 def _student(visit: _Visit) -> str:
-    config, teacher = visit.config, visit.teacher
+    config, teacher = visit.config, visit.model
     visit.student = make_student(
         config.student,
         tokenizer=visit.tokenizer,
         seed=config.training.seed,
         teacher_model=None if teacher is None else teacher.model,
-        teacher_source=None if config.teacher is None else config.teacher.model,
+        teacher_source=None if (named := live_teacher(config.teacher)) is None else named.model,
     )
     total = sum(p.numel() for p in visit.student.parameters())
     trainable = sum(p.numel() for p in visit.student.parameters() if p.requires_grad)
@@ -208,7 +219,7 @@ def _student(visit: _Visit) -> str:
 def _policy(visit: _Visit) -> str:
     config, policy = visit.config, visit.config.policy
     check_policy(config, "sft" if visit.teacher is None else "distill")
-    models = {"student": visit.student} | ({} if visit.teacher is None else {"teacher": visit.teacher.model})
+    models = {"student": visit.student} | ({} if visit.model is None else {"teacher": visit.model.model})
     material = visit.material
     check_room(config, material, models)
     text = describe_policy(policy)
@@ -228,22 +239,19 @@ def _policy(visit: _Visit) -> str:
 def _loss(visit: _Visit) -> Callable[..., Any]:
     """The run's loss at its first step, as a function of the student's signal and a batch."""
     config, teacher = visit.config, visit.teacher
-    objective = objective_at(config.objective, 0.0) if teacher is not None else None
+    settings = main_loss(
+        config,
+        verb="sft" if teacher is None else "distill",
+        steps=1,
+        vocab_size=vocabulary_size(visit.tokenizer) if teacher is None else teacher.vocab_size,
+        corpus=False,
+    )
 
     def loss(signal: Any, sequences: Sequences, *, metrics: bool = False) -> Any:
-        weight = config.objective.cross_entropy_weight if teacher is not None else 1.0
-        return distillation_loss(
-            student=signal,
-            teacher=None if teacher is None else teacher.signal(sequences),
-            objective=objective,
-            labels=sequences.labels_N(),
-            cross_entropy_weight=weight,
-            temperature=config.objective.temperature,
-            vocab_size=None if teacher is None else teacher.vocab_size,
-            backend=config.kernels.backend,
-            memory_mb=config.kernels.memory_mb,
-            metrics=metrics,
-        )
+        shared: dict[str, Any] = {"student": signal, "sequences": sequences, "count": sequences.token_count()}
+        if teacher is None:
+            return hard_loss(settings, **shared)
+        return soft_loss(settings, teacher=teacher.signal(sequences), step=0, measure=metrics, **shared)
 
     return loss
 
@@ -285,7 +293,7 @@ def _cost(visit: _Visit) -> str:
     warm_steps = 0
     if warm is not None:
         warm_steps = optimizer_steps(config, examples, epochs=warm.epochs, max_steps=warm.max_steps)
-    answers = answering_seconds(config, visit.teacher, visit.encoder, visit.asked) if answered else 0.0
+    answers = answering_seconds(config, visit.model, visit.encoder, visit.asked) if answered and visit.model else 0.0
     cost = Cost(seconds=answers + step * (steps + warm_steps), peak_memory_mb=peak_memory_mb(), steps=steps)
     cost.save(RunFolder(Path(config.output.folder)))
     parts = [f"{steps:,} steps of {step:.2g} s"]

@@ -5,18 +5,19 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from warnings import warn
 
 import numpy as np
 import torch
 
-from amidkd.config import PretrainedStudent, RunConfig
+from amidkd.config import PretrainedStudent, RunConfig, live_teacher
 from amidkd.data import Encoder, Row, evaluation_rows
-from amidkd.errors import SettingError
+from amidkd.errors import SettingError, SettingWarning
 from amidkd.evaluation.statistics import difference
 from amidkd.evaluation.suite import ModelResult, evaluate_model
 from amidkd.models import load_model, load_tokenizer
 from amidkd.record import RunFolder, now, write_json_lines
-from amidkd.teachers import LiveTeacher, make_teacher
+from amidkd.teachers import LiveTeacher, make_live
 
 __all__ = ["evaluate_run", "sample_lines", "to_record", "write_evaluation"]
 
@@ -46,9 +47,7 @@ def evaluate_run(config: RunConfig, folder: RunFolder, *, student: str | Path | 
     file = config.evaluation.data or config.data.validation or config.data.train
     tokenizer = load_tokenizer(source, trust_remote_code=config.student.trust_remote_code)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    teacher = None
-    if config.teacher is not None:
-        teacher = make_teacher(config.teacher, student_tokenizer=tokenizer, device=device)
+    teacher, source_of_teacher = _teacher(config, tokenizer, device)
     model = _load_student(config, source, device)
     _log.info("Evaluating %s on %d rows of %s", source, len(rows), Path(file).name)
     encoder = Encoder(tokenizer, config.data)
@@ -56,7 +55,6 @@ def evaluate_run(config: RunConfig, folder: RunFolder, *, student: str | Path | 
     reference = None
     if teacher is not None:
         reference = _measure(teacher.model, config, tokenizer, rows, encoder, teacher, name="teacher")
-    source_of_teacher = None if config.teacher is None else config.teacher.model
     return write_evaluation(
         config,
         folder,
@@ -185,6 +183,24 @@ def _student_source(config: RunConfig, folder: RunFolder, student: str | Path | 
     raise SettingError(
         f"{folder.path} has no student yet; train it first: amidkd distill {os.path.relpath(folder.path)}"
     )
+
+
+def _teacher(config: RunConfig, tokenizer: Any, device: Any) -> tuple[LiveTeacher | None, str | None]:
+    """The model that the student is held against, and where it is; of several teachers, the first here."""
+    named = live_teacher(config.teacher)
+    if config.teacher is None or (named is not None and named.alignment == "text"):
+        return None, None
+    if named is None:
+        warn(
+            f"teacher.kind: {config.teacher.kind} has no model that can be loaded here, so the student is measured "
+            "alone; evaluate with teacher={kind: live, model: ...} where it is",
+            SettingWarning,
+            stacklevel=3,
+        )
+        return None, None
+    if config.teacher.kind == "ensemble":
+        _log.info("Of the teachers, the student is held against %s", named.title)
+    return make_live(named, student_tokenizer=tokenizer, device=device), named.model
 
 
 def _load_student(config: RunConfig, source: str | Path, device: Any) -> Any:

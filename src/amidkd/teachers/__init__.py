@@ -2,7 +2,7 @@
 
 from amidkd.teachers.base import Group, Grouped, Said, Teacher, TeacherError
 from amidkd.teachers.live import LiveTeacher, make_live, self_distillation_loss
-from amidkd.teachers.make import make_teacher
+from amidkd.teachers.make import make_teacher, teacher_tokenizer
 from amidkd.teachers.vocabulary import prove_same_vocabulary
 
 __all__ = [
@@ -16,4 +16,5 @@ __all__ = [
     "make_teacher",
     "prove_same_vocabulary",
     "self_distillation_loss",
+    "teacher_tokenizer",
 ]

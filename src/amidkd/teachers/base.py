@@ -6,16 +6,13 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from amidkd.errors import TeacherError
 from amidkd.signals import Signal
 
 if TYPE_CHECKING:
     from amidkd.data import Sequences
 
 __all__ = ["Group", "Grouped", "Said", "Teacher", "TeacherError"]
-
-
-class TeacherError(RuntimeError):
-    """The teacher cannot answer now: a server that is gone, a cache that cannot be read. A run stops with a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +28,10 @@ class Group:
     place_n: Tensor | None
     signals: tuple[Signal, ...]
     weights: tuple[float, ...]
+
+    def weighted(self) -> list[tuple[float, Signal]]:
+        """Each teacher's weight and what it says."""
+        return list(zip(self.weights, self.signals, strict=True))
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,10 @@ class Teacher(Protocol):
     @property
     def vocab_size(self) -> int:
         """Size of the vocabulary shared with the student."""
+
+    @property
+    def in_process(self) -> bool:
+        """Whether it computes in this process, so that it neither fails to answer nor gains from being asked ahead."""
 
     def signal(self, sequences: "Sequences") -> Said:
         """One row for each supervised token, in the row-major order of ``predicts_BT``.

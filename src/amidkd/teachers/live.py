@@ -14,7 +14,7 @@ from amidkd.errors import SettingError
 from amidkd.kernels import distillation_loss
 from amidkd.maths import Objective, divergence
 from amidkd.models import Backbone, evaluating, load_model, load_tokenizer
-from amidkd.signals import Hidden, Logits, Signal
+from amidkd.signals import Hidden, Logits
 from amidkd.teachers.vocabulary import prove_same_vocabulary
 
 if TYPE_CHECKING:
@@ -56,6 +56,11 @@ class LiveTeacher:
                 f"teacher: its head has {self.backbone.width} rows, but its tokenizer shares {vocab_size} ids with the "
                 "student; use the tokenizer that the model was trained with"
             )
+
+    @property
+    def in_process(self) -> bool:
+        """Always."""
+        return True
 
     @property
     def device(self) -> torch.device:

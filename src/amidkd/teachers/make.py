@@ -3,21 +3,31 @@
 from pathlib import Path
 from typing import Any
 
-from amidkd.config import CachedTeacher, EnsembleTeacher, LiveTeacher, ServedTeacher, TeacherConfig
+from amidkd.config import (
+    CachedTeacher,
+    EnsembleTeacher,
+    LiveTeacher,
+    ServedTeacher,
+    TeacherConfig,
+    members_of,
+    tokenizer_source,
+)
 from amidkd.errors import SettingError
 from amidkd.teachers.base import Teacher
 from amidkd.teachers.live import make_live
 
-__all__ = ["make_teacher"]
+__all__ = ["make_teacher", "teacher_tokenizer"]
 
 
-def make_teacher(config: TeacherConfig, *, student_tokenizer: Any, folder: Path, device: Any = None) -> Teacher:
+def make_teacher(
+    config: TeacherConfig, *, student_tokenizer: Any, folder: Path | None = None, device: Any = None
+) -> Teacher:
     """Make a run's teacher and prove that it shares the student's vocabulary.
 
     Args:
         config: The run file's ``teacher``.
         student_tokenizer: What the sequences are made with.
-        folder: The run folder, where a cache is unless its section names another place.
+        folder: The run folder, where a cache is unless its section names another place; None: the working directory.
         device: The student's device.
 
     Raises:
@@ -34,7 +44,7 @@ def make_teacher(config: TeacherConfig, *, student_tokenizer: Any, folder: Path,
     if isinstance(config, CachedTeacher):
         from amidkd.teachers.cached import open_cache
 
-        return open_cache(config, folder=folder, **shared)
+        return open_cache(config, folder=Path.cwd() if folder is None else folder, **shared)
     if isinstance(config, ServedTeacher):
         from amidkd.teachers.served import connect
 
@@ -45,3 +55,28 @@ def make_teacher(config: TeacherConfig, *, student_tokenizer: Any, folder: Path,
         members = [make_teacher(member, folder=folder, **shared) for member in config.teachers]
         return make_ensemble(config, members)
     raise SettingError(f"teacher.kind: stage (stage: {config.stage}) has a meaning in `stages` alone")
+
+
+def teacher_tokenizer(config: TeacherConfig | None, folder: Path) -> str | None:
+    """Where a student without a tokenizer of its own gets the teacher's: a folder or hub name; None: nowhere.
+
+    Args:
+        config: The run file's ``teacher``, or None.
+        folder: The run folder, where a cache is unless its section names another place.
+
+    Raises:
+        TeacherError: A server that does not answer.
+    """
+    named = tokenizer_source(config)
+    if named is not None or config is None:
+        return named
+    for member in members_of(config):
+        if isinstance(member, CachedTeacher):
+            from amidkd.teachers.cached import tokenizer_folder
+
+            return str(tokenizer_folder(member, folder))
+        if isinstance(member, ServedTeacher):
+            from amidkd.teachers.served import fetch_tokenizer
+
+            return str(fetch_tokenizer(member))
+    return None

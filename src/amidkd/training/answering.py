@@ -1,21 +1,30 @@
 """Text written before training, by the teacher or the student: who writes it, where it goes, and reading it back."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from amidkd.config import CachedTeacher, PretrainedStudent, RunConfig, SequenceLevelPolicy, live_teacher
 from amidkd.config import LiveTeacher as LiveTeacherConfig
-from amidkd.config import PretrainedStudent, RunConfig, SequenceLevelPolicy
 from amidkd.data import Encoder, Example, Row
 from amidkd.errors import SettingError
 from amidkd.generation import Generator, make_generator
-from amidkd.models import eos_ids_of, pad_id_of
+from amidkd.models import eos_ids_of, load_tokenizer, pad_id_of
 from amidkd.models.facts import text_config
-from amidkd.policies.texts import TextSettings, answer_examples, identity, read_answers, write_answers
-from amidkd.teachers import LiveTeacher, make_teacher
+from amidkd.policies.texts import (
+    TextSettings,
+    answer_examples,
+    identity,
+    is_complete,
+    read_answers,
+    sampled_with,
+    write_answers,
+)
+from amidkd.teachers import LiveTeacher, make_live, prove_same_vocabulary
+from amidkd.teachers.live import fingerprint_of
 from amidkd.training.hooks import Counter
 
 __all__ = ["Answering", "given_folder", "student_writes", "text_examples", "write_text"]
@@ -29,7 +38,7 @@ class Answering:
 
     Args:
         config: The run.
-        teacher: The teacher, or None.
+        teacher: Gives the teacher's model, loading it where it is not in memory; None: the run has no teacher.
         tokenizer: The student's tokenizer.
         encoder: How prompts become tokens.
         device: Where a student that writes goes.
@@ -39,7 +48,7 @@ class Answering:
     """
 
     config: RunConfig
-    teacher: LiveTeacher | None
+    teacher: Callable[[], LiveTeacher] | None
     tokenizer: Any
     encoder: Encoder
     device: Any
@@ -124,26 +133,50 @@ def text_examples(
     """
     config, folder = answering.config, given_folder(answering.config)
     if folder is not None:
-        writer = _writer(answering)
-        expected = identity(
-            ((row, prompts[row.index]) for row in rows),
-            origin="student" if student_writes(config) else "teacher",
-            writer=None if writer is None else writer.fingerprint(),
-            tokenizer=answering.tokenizer,
-            encoder=answering.encoder,
-        )
-        return answer_examples(read_answers(folder, expected=expected), answering.encoder)
+        kept = [(row, prompts[row.index]) for row in rows]
+        return answer_examples(read_answers(folder, expected=_identity(kept, answering)), answering.encoder)
     if not rows or (answering.teacher is None and not isinstance(config.policy, SequenceLevelPolicy)):
         return None
+    if isinstance(config.teacher, CachedTeacher) and is_complete(answering.folder):
+        # The text that the cache speaks of: the model need not be loaded, nor be on this machine, to read it.
+        found = zip(rows, answering.encoder.prompts_tokens(rows), strict=True)
+        kept = [(row, tokens) for row, tokens in found if tokens is not None]
+        expected = {**_identity(kept, answering), **sampled_with(config.data.generation)}
+        return answer_examples(read_answers(answering.folder, expected=expected), answering.encoder)
     write_text(rows, answering)
     return answer_examples(read_answers(answering.folder), answering.encoder)
+
+
+def _identity(kept: Sequence[tuple[Row, Sequence[int]]], answering: Answering) -> dict[str, Any]:
+    """Whose text to which prompts a folder must hold."""
+    return identity(
+        kept,
+        origin="student" if student_writes(answering.config) else "teacher",
+        writer=_writer_id(answering),
+        tokenizer=answering.tokenizer,
+        encoder=answering.encoder,
+    )
+
+
+def _writer_id(answering: Answering) -> str | None:
+    """What identifies the writer; None where it is not here. A teacher that is not in memory is known by its files."""
+    config = answering.config
+    if student_writes(config) or config.teacher is None or isinstance(config.teacher, LiveTeacherConfig):
+        writer = _writer(answering)
+        return None if writer is None else writer.fingerprint()
+    named = live_teacher(config.teacher)
+    if named is None:
+        return None
+    tokenizer = load_tokenizer(named.model, trust_remote_code=named.trust_remote_code)
+    shared = prove_same_vocabulary(teacher=tokenizer, student=answering.tokenizer)
+    return fingerprint_of(named, vocab_size=shared)
 
 
 def _writer(answering: Answering) -> LiveTeacher | None:
     """Who writes: the teacher, or the student as it is before training, in the same dress."""
     config, student = answering.config, answering.config.student
     if not student_writes(config):
-        return answering.teacher
+        return None if answering.teacher is None else answering.teacher()
     if not isinstance(student, PretrainedStudent):
         what = "random weights write" if student.kind == "from_scratch" else "layers cut out of a teacher write"
         raise SettingError(
@@ -151,12 +184,12 @@ def _writer(answering: Answering) -> LiveTeacher | None:
             "(amidkd sft) and name the folder of that student in student.model, or set policy.writer: teacher"
         )
     shape = LiveTeacherConfig(model=student.model, dtype=student.dtype, trust_remote_code=student.trust_remote_code)
-    return make_teacher(shape, student_tokenizer=answering.tokenizer, device=answering.device)
+    return make_live(shape, student_tokenizer=answering.tokenizer, device=answering.device)
 
 
 def _settings(writer: LiveTeacher, answering: Answering) -> TextSettings:
     config, origin = answering.config, student_writes(answering.config)
-    source: Any = config.student if origin else config.teacher
+    source: Any = config.student if origin else live_teacher(config.teacher)
     return TextSettings(
         writer=writer.fingerprint(),
         origin="student" if origin else "teacher",

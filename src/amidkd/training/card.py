@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from amidkd.config import RunConfig, stage_configs
+from amidkd.config import RunConfig, TeacherConfig, members_of, student_origin
 from amidkd.record import RunFolder, write_atomic
 
 __all__ = ["write_card"]
@@ -18,7 +18,7 @@ def write_card(config: RunConfig, folder: RunFolder, whole: RunConfig) -> None:
         folder: Its folder, with the record.
         whole: The run file, of which the run may be a stage: the card names what the first one started from.
     """
-    config = config.model_copy(update={"student": stage_configs(whole)[0].student})
+    config = config.model_copy(update={"student": student_origin(whole, folder.path)})
     record = folder.record()
     parts = [
         _head(config),
@@ -55,7 +55,7 @@ def _what(config: RunConfig, record: Mapping[str, Any]) -> str:
     number = f"{size:,} parameters" if size else "unknown size"
     way = "fine-tuned by cross-entropy"
     if record.get("verb") == "distill" and config.teacher is not None:
-        way = f"distilled from `{_name(config.teacher.model)}`"
+        way = f"distilled from {_teachers(config.teacher)}"
     return f"A causal language model of {number}, {shape}, {way} with amidkd."
 
 
@@ -67,7 +67,7 @@ def _facts(config: RunConfig, record: Mapping[str, Any]) -> list[tuple[str, str]
     if config.student.kind == "pretrained":
         facts.append(("started from", f"`{_name(config.student.model)}`"))
     if config.teacher is not None and record.get("verb") == "distill":
-        facts += [("teacher", f"`{_name(config.teacher.model)}`"), ("objective", describe_objective(config.objective))]
+        facts += [("teacher", _teachers(config.teacher)), ("objective", describe_objective(config.objective))]
     if config.policy.kind != "dataset":
         facts.append(("text learnt from", describe_policy(config.policy)))
     counts = ", ".join(f"{number:,} {reason}" for reason, number in record.get("data", {}).items())
@@ -95,12 +95,19 @@ def _licence(config: RunConfig) -> str:
     if config.student.kind == "pretrained":
         sources.append(f"the weights of `{_name(config.student.model)}`")
     if config.teacher is not None:
-        sources.append(f"the teacher `{_name(config.teacher.model)}`")
+        sources.append(f"the teacher {_teachers(config.teacher)}")
     sources.append(f"the data `{_name(config.data.train)}`")
     return (
         f"This model derives from {', '.join(sources)}. Their licences decide how it may be used; "
         "some forbid training other models on a model's outputs. Check them before you publish it."
     )
+
+
+def _teachers(teacher: TeacherConfig) -> str:
+    """Names of the teachers, and where their distributions came from where that is not memory."""
+    places = {"cached": ", cached on disk", "served": ", served over the network"}
+    names = [f"`{_name(member.title)}`{places.get(member.kind, '')}" for member in members_of(teacher)]
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def _table(rows: list[tuple[str, str]]) -> str:

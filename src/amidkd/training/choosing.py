@@ -1,7 +1,8 @@
 """Which rows an optimizer step is made of: asks the policy, counts, and stops well where text cannot be written."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from amidkd.data import Example, Sequences
 from amidkd.generation import GenerationError
@@ -12,7 +13,7 @@ from amidkd.training.settings import Tokens
 __all__ = ["Chooser"]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Chooser:
     """The policy as the trainer asks it.
 
@@ -33,6 +34,7 @@ class Chooser:
     validate: Callable[[], float]
     add_up: Callable[[list[float]], list[float]]
     eos_ids: frozenset[int]
+    _before: Any = field(default=None, init=False, repr=False)
 
     @property
     def writes(self) -> bool:
@@ -58,15 +60,20 @@ class Chooser:
             validate=self.validate,
             everywhere=lambda holds: self.add_up([float(not holds)])[0] == 0,
         )
-        before, failure, chosen = self.policy.state(), None, None
+        self._before, failure, chosen = self.policy.state(), None, None
         try:
             chosen = self.policy.choose(plan)
         except GenerationError as error:
             failure = error
         if self.add_up([float(failure is not None)])[0] > 0:
-            self.policy.load_state(before)
+            self.take_back()
             raise failure or GenerationError("another process could not have its text written")
         return chosen
+
+    def take_back(self) -> None:
+        """Bring the policy to where it was before the last :meth:`rows`, since that step cannot be made."""
+        if self._before is not None:
+            self.policy.load_state(self._before)
 
     def count(
         self,

@@ -10,8 +10,9 @@ from torch import Tensor
 from amidkd.data import Sequences
 from amidkd.kernels import LossOutput, distillation_loss
 from amidkd.maths import Objective
-from amidkd.maths.objective import AnyObjective
-from amidkd.signals import Hidden, Logits, Signal, TopK
+from amidkd.maths.objective import AnyObjective, WeightedSum, take_rows
+from amidkd.signals import Hidden, Logits, TopK
+from amidkd.teachers import Group, Grouped, Said
 from amidkd.training.settings import LossSettings
 from amidkd.training.weighting import STUDENT
 
@@ -30,7 +31,7 @@ def soft_loss(
     settings: LossSettings,
     *,
     student: Hidden | Logits,
-    teacher: Signal,
+    teacher: Said,
     sequences: Sequences,
     step: int,
     count: int,
@@ -51,11 +52,11 @@ def soft_loss(
     weights_N = _weights(settings, sequences, step=step, **signals)
     labels_N = _labels(sequences) if settings.cross_entropy_weight > 0 else None
     made = []
-    for part in _parts(settings, sequences, step=step, **signals):
+    for part in _spoken(_parts(settings, sequences, step=step, **signals), teacher):
         place = part.place_n
         out = distillation_loss(
             student=_rows(student, place),
-            teacher=_rows(teacher, place),
+            teacher=part.teacher,
             objective=part.objective,
             weights=weights_N if weights_N is None or place is None else weights_N[place],
             labels=labels_N if labels_N is None or place is None else labels_N[place],
@@ -107,7 +108,7 @@ def _kernels(settings: LossSettings) -> dict[str, Any]:
 
 
 def _weights(
-    settings: LossSettings, sequences: Sequences, *, step: int, student: Hidden | Logits, teacher: Signal | None
+    settings: LossSettings, sequences: Sequences, *, step: int, student: Hidden | Logits, teacher: Said | None
 ) -> Tensor | None:
     if settings.weights is None:
         return None
@@ -122,7 +123,7 @@ def _labels(sequences: Sequences) -> Tensor:
 
 
 def _parts(
-    settings: LossSettings, sequences: Sequences, *, step: int, student: Hidden | Logits, teacher: Signal
+    settings: LossSettings, sequences: Sequences, *, step: int, student: Hidden | Logits, teacher: Said
 ) -> list[_Part]:
     """The tokens by objective; at least one part, also where there is no token."""
     assert settings.objective is not None
@@ -144,6 +145,70 @@ def _parts(
     found = [(each, ((origin_N == STUDENT) == mine).nonzero()[:, 0]) for each, mine in both]
     there = [(each, place) for each, place in found if len(place)] or found[:1]
     return [_Part(each if skew_N is None else _skewed(each, skew_N[place]), place) for each, place in there]
+
+
+@dataclass(frozen=True)
+class _Spoken:
+    """Tokens of a pass that share an objective and teachers."""
+
+    objective: AnyObjective
+    teacher: Any
+    place_n: Tensor | None
+
+
+def _spoken(parts: Sequence[_Part], teacher: Said) -> list[_Spoken]:
+    """The parts with what is said of their tokens, split where other teachers speak."""
+    if not isinstance(teacher, Grouped):
+        return [_Spoken(part.objective, _rows(teacher, part.place_n), part.place_n) for part in parts]
+    found = [one for part in parts for group in teacher.groups if (one := _overlap(part, group)) is not None]
+    return found or [_Spoken(_weighted(parts[0].objective, teacher.groups[0]), *_nothing(teacher.groups[0]))]
+
+
+def _overlap(part: _Part, group: Group) -> _Spoken | None:
+    """The tokens of a part that a group speaks of; None: there is none."""
+    signals = list(group.signals)
+    place, objective = part.place_n, part.objective
+    if group.place_n is not None:
+        place, inside, own = _common(part.place_n, group.place_n)
+        signals = _rows(signals, inside)
+        objective = take_rows(objective, own) if own is not None else objective
+    elif place is not None:
+        signals = _rows(signals, place)
+    if place is not None and len(place) == 0:
+        return None
+    return _Spoken(_weighted(objective, group), signals if len(signals) > 1 else signals[0], place)
+
+
+def _common(part_n: Tensor | None, group_n: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Places in both, and where each is in the group and in the part; None: all of it, in order."""
+    if part_n is None:
+        return group_n, None, group_n
+    inside = torch.isin(group_n, part_n).nonzero()[:, 0]
+    place = group_n[inside]
+    return place, inside, torch.searchsorted(part_n, place)
+
+
+def _nothing(group: Group) -> tuple[Any, Tensor]:
+    none = torch.zeros(0, dtype=torch.long, device=_device_of(group.signals[0]))
+    signals = _rows(list(group.signals), none)
+    return signals if len(signals) > 1 else signals[0], none
+
+
+def _device_of(signal: Any) -> torch.device:
+    for name in ("states", "logits", "ids"):
+        if hasattr(signal, name):
+            return getattr(signal, name).device
+    raise TypeError(f"no signal: {type(signal).__name__}")
+
+
+def _weighted(objective: AnyObjective, group: Group) -> AnyObjective:
+    """The objective with a group's weights of the teachers."""
+    if len(group.signals) == 1:
+        return objective
+    if isinstance(objective, WeightedSum):
+        terms = tuple((weight, replace(term, teacher_weights=group.weights)) for weight, term in objective.terms)
+        return WeightedSum(terms)
+    return replace(objective, teacher_weights=group.weights)
 
 
 def _skew_of(objective: AnyObjective) -> float:

@@ -8,13 +8,20 @@ from pathlib import Path
 from typing import Any
 from warnings import warn
 
-from amidkd.config import PretrainedStudent, RunConfig, WarmStartConfig, WarmupPolicy, dump_yaml
+from amidkd.config import (
+    PretrainedStudent,
+    RunConfig,
+    WarmStartConfig,
+    WarmupPolicy,
+    dump_yaml,
+    live_teacher,
+)
 from amidkd.data import Encoder, Row
 from amidkd.errors import SettingError, SettingWarning
 from amidkd.kernels import check_backend, describe
 from amidkd.models import load_tokenizer, make_student, save_student, student_tokenizer, vocabulary_size
 from amidkd.record import RunFolder, commit_of, now, versions, write_atomic
-from amidkd.teachers import LiveTeacher, make_teacher
+from amidkd.teachers import LiveTeacher, Teacher, make_live, make_teacher, teacher_tokenizer
 from amidkd.training.answering import Answering, given_folder, student_writes, text_examples
 from amidkd.training.arguments import check_training_settings, steps_of, training_arguments
 from amidkd.training.card import write_card
@@ -62,7 +69,28 @@ class Run:
     processes: int
     whole: RunConfig
     tokenizer: Any = None
-    teacher: LiveTeacher | None = None
+    teacher: Teacher | None = None
+    _loaded: LiveTeacher | None = None
+
+    @property
+    def in_memory(self) -> LiveTeacher | None:
+        """The teacher's model where it is in memory already."""
+        return self.teacher if isinstance(self.teacher, LiveTeacher) else self._loaded
+
+    def writer(self) -> LiveTeacher:
+        """The teacher's model, loaded where it is not in memory.
+
+        Raises:
+            SettingError: The teacher has no model that could be loaded here.
+        """
+        if self.in_memory is None:
+            self._loaded = _loaded_writer(self)
+        assert self.in_memory is not None
+        return self.in_memory
+
+    def let_go_of_writer(self) -> None:
+        """Free a model that was loaded to write: the teacher of the training is another."""
+        self._loaded = None
 
     @property
     def first(self) -> bool:
@@ -134,7 +162,7 @@ def _train(config: RunConfig, verb: str, whole: RunConfig | None = None) -> RunF
         load_teacher(run)
     # Before the teacher answers, which may take hours: a student that cannot be made stops the run here.
     student = _fresh_student(run)
-    models = {"student": student} if run.teacher is None else {"student": student, "teacher": run.teacher.model}
+    models = {"student": student} if run.in_memory is None else {"student": student, "teacher": run.in_memory.model}
     check_room(config, material, models)
     vocab_size = vocabulary_size(run.tokenizer) if run.teacher is None else run.teacher.vocab_size
     validation = validation_examples(config, encoder, vocab_size)
@@ -144,6 +172,7 @@ def _train(config: RunConfig, verb: str, whole: RunConfig | None = None) -> RunF
     text = text_examples(asked, material.prompts, answering_of(run, encoder))
     lessons = replace(gather_lessons(config, material, text, verb=verb), validation=validation)
     seconds = time.perf_counter() - began
+    run.let_go_of_writer()
     check_tokens(lessons, vocab_size)
     corpus = load_corpus(config, run.tokenizer, vocab_size=vocab_size)
     settings = run_settings(config, **_contents(run, lessons, corpus))
@@ -179,7 +208,7 @@ def begin(config: RunConfig, verb: str, whole: RunConfig | None = None) -> Run:
         processes=arguments.world_size,
         whole=config if whole is None else whole,
     )
-    source = student_tokenizer(config.student, None if config.teacher is None else config.teacher.model)
+    source = student_tokenizer(config.student, teacher_tokenizer(config.teacher, folder.path))
     run.tokenizer = load_tokenizer(source, trust_remote_code=config.student.trust_remote_code)
     return run
 
@@ -199,13 +228,27 @@ def _contents(run: Run, lessons: Lessons, corpus: Any) -> dict[str, Any]:
 
 
 def load_teacher(run: Run) -> None:
-    """Load the run's teacher, where it has one.
+    """Get the run's teacher ready, where it has one.
 
     Raises:
-        SettingError: It cannot be loaded, or shares no vocabulary with the student.
+        SettingError: It cannot be used, or shares no vocabulary with the student.
     """
     if run.config.teacher is not None:
-        run.teacher = make_teacher(run.config.teacher, student_tokenizer=run.tokenizer, device=run.device)
+        run.teacher = make_teacher(
+            run.config.teacher, student_tokenizer=run.tokenizer, folder=run.folder.path, device=run.device
+        )
+
+
+def _loaded_writer(run: Run) -> LiveTeacher:
+    teacher = run.config.teacher
+    model = live_teacher(teacher)
+    if teacher is None or model is None:
+        where = "there is none" if teacher is None else f"teacher.kind: {teacher.kind} has none here"
+        raise SettingError(
+            f"the teacher's model has to write text, and {where}; write the text where the model is (amidkd generate) "
+            "and name its folder in policy.folder, or set data.unlabelled: drop"
+        )
+    return make_live(model, student_tokenizer=run.tokenizer, device=run.device)
 
 
 def answering_of(run: Run, encoder: Encoder) -> Answering:
@@ -217,7 +260,7 @@ def answering_of(run: Run, encoder: Encoder) -> Answering:
     """
     return Answering(
         config=run.config,
-        teacher=run.teacher,
+        teacher=None if run.config.teacher is None else run.writer,
         tokenizer=run.tokenizer,
         encoder=encoder,
         device=run.device,
@@ -270,8 +313,8 @@ def _fresh_student(run: Run) -> Any:
         config.student,
         tokenizer=run.tokenizer,
         seed=config.training.seed,
-        teacher_model=None if run.teacher is None else run.teacher.model,
-        teacher_source=None if config.teacher is None else config.teacher.model,
+        teacher_model=None if run.in_memory is None else run.in_memory.model,
+        teacher_source=None if (named := live_teacher(config.teacher)) is None else named.model,
     )
 
 
@@ -331,7 +374,7 @@ def _main_stage(
     vocab_size: int,
     corpus: Any,
 ) -> StageResult:
-    run.note(models=model_sizes(student, None if run.teacher is None else run.teacher.model))
+    run.note(models=model_sizes(student, None if run.in_memory is None else run.in_memory.model))
     settings = {**settings, "stage": run.verb}
     policy = run.config.policy
     if not isinstance(policy, WarmupPolicy):

@@ -8,7 +8,7 @@ from typing import Any
 from amidkd.config import RunConfig
 from amidkd.data import corpus_windows, load_rows
 from amidkd.errors import SettingError
-from amidkd.teachers import LiveTeacher
+from amidkd.teachers import Teacher
 from amidkd.training.arguments import steps_of, training_arguments, warmup_of
 from amidkd.training.checkpoint import chosen_checkpoint, clear_leftovers
 from amidkd.training.lessons import Lessons
@@ -73,7 +73,7 @@ def train_stage(
     loss: LossSettings,
     settings: dict[str, Any],
     differing: dict[str, Any] | None = None,
-    teacher: LiveTeacher | None = None,
+    teacher: Teacher | None = None,
     policy: Any = None,
     corpus: Corpus | None = None,
 ) -> StageResult:

@@ -17,7 +17,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArg
 from transformers.trainer_utils import TrainOutput
 
 from amidkd.data import Collator, Example, Sequences
-from amidkd.errors import SettingError, SettingWarning
+from amidkd.errors import SettingError, SettingWarning, TeacherError
 from amidkd.generation import GenerationError
 from amidkd.kernels import LossOutput
 from amidkd.models import Backbone, eos_ids_of, pad_id_of
@@ -25,6 +25,7 @@ from amidkd.policies import DatasetPolicy, Policy
 from amidkd.record import RunFolder
 from amidkd.teachers import Teacher
 from amidkd.training.arguments import steps_of
+from amidkd.training.asking import Asking
 from amidkd.training.batches import CorpusRows, EpochBatches, Rows
 from amidkd.training.checkpoint import (
     cut_metrics,
@@ -43,7 +44,7 @@ from amidkd.training.hooks import Journal, StepHooks
 from amidkd.training.losses import hard_loss, soft_loss
 from amidkd.training.metrics import Measured, Progress
 from amidkd.training.settings import Corpus, LossSettings, Tokens
-from amidkd.training.stopping import stop_on_loss, stop_on_writing
+from amidkd.training.stopping import stop_on_loss, stop_on_teacher, stop_on_writing
 from amidkd.training.validation import validation_loss
 
 __all__ = ["DistillationTrainer"]
@@ -118,6 +119,7 @@ class DistillationTrainer(Trainer):
             add_up=self.add_up,
             eos_ids=frozenset(eos_ids_of(tokenizer, student)),
         )
+        self._asking = None if teacher is None else Asking(teacher, self.add_up)
         self._begin_step(Tokens(0))
         self._saving_to: Path | None = None
         for callback in (PrinterCallback, ProgressCallback):
@@ -182,9 +184,25 @@ class DistillationTrainer(Trainer):
         sequences = [Sequences.from_batch(batch).to(device) for batch in drawn]
         corpus = [self._corpus_part(part, len(drawn), device) for part in range(len(drawn))]
         tokens = self._chooser.count(rows, sequences, [text for text in corpus if text is not None])
+        try:
+            self._ask_teacher(sequences)
+        except (TeacherError, SettingError) as error:
+            self._chooser.take_back()
+            stop_on_teacher(self, error)
         self._begin_step(tokens)
         passes = [{"sequences": one, "corpus": text} for one, text in zip(sequences, corpus, strict=True)]
         return passes, tokens
+
+    def _ask_teacher(self, passes: Sequence[Sequences]) -> None:
+        if self._asking is None:
+            return
+        step, following = self.state.global_step, []
+        known = not self._chooser.writes and step + 1 < self.total_steps
+        if known and self.teacher is not None and not self.teacher.in_process:
+            rows = Rows(self.train_dataset.examples)
+            places = self._batches.of_step(step + 1, self.args.gradient_accumulation_steps)
+            following = [Sequences.from_batch(self.data_collator([rows[p] for p in part])) for part in places]
+        self._asking.begin(step, passes, following)
 
     def _corpus_part(self, part: int, parts: int, device: torch.device) -> Sequences | None:
         if self._corpus is None or self._corpus_rows is None:
@@ -252,7 +270,7 @@ class DistillationTrainer(Trainer):
 
     def _loss_of(self, model: nn.Module, sequences: Sequences, tokens: Tokens, *, measure: bool) -> LossOutput:
         student = self._signal(model, sequences)
-        if self.teacher is None:
+        if self._asking is None:
             return hard_loss(
                 self.loss,
                 student=student,
@@ -265,7 +283,7 @@ class DistillationTrainer(Trainer):
         return soft_loss(
             self.loss,
             student=student,
-            teacher=self.teacher.signal(sequences),
+            teacher=self._asking.signal(sequences),
             sequences=sequences,
             step=self.state.global_step,
             count=tokens.data,

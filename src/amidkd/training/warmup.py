@@ -117,7 +117,7 @@ class _Writing:
     def teacher(self) -> LiveTeacher:
         teacher = self.answering.teacher
         assert teacher is not None
-        return teacher
+        return teacher()
 
     def run(self, rows: Sequence[Row]) -> list[Answer]:
         """Write both; gives the drafts."""

@@ -1,6 +1,5 @@
 """What each token counts for: by who wrote it, by entropy, by disagreement; and a skew for each sequence."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,12 +8,12 @@ from torch import Tensor
 
 from amidkd.config import WeightingConfig
 from amidkd.data import ORIGINS, Sequences
-from amidkd.kernels import distillation_loss
-from amidkd.maths import Objective, divergence
 from amidkd.maths.schedule import Schedule
-from amidkd.signals import Hidden, Logits, Signal
+from amidkd.signals import Hidden, Logits
+from amidkd.teachers import Said
+from amidkd.training.token_measures import token_entropy, token_log_probs, token_variation
 
-__all__ = ["STUDENT", "AdaptiveSkew", "TokenWeights", "token_entropy", "token_log_probs", "token_variation"]
+__all__ = ["STUDENT", "AdaptiveSkew", "TokenWeights"]
 
 STUDENT = ORIGINS.index("student")
 
@@ -48,7 +47,7 @@ class TokenWeights:
         *,
         progress: float,
         student: Hidden | Logits,
-        teacher: Signal | None,
+        teacher: Said | None,
         vocab_size: int | None,
         **kernels: Any,
     ) -> Tensor | None:
@@ -108,7 +107,7 @@ class AdaptiveSkew:
         *,
         base: tuple[float, float],
         student: Hidden | Logits,
-        teacher: Signal,
+        teacher: Said,
         vocab_size: int | None,
         **kernels: Any,
     ) -> Tensor:
@@ -126,7 +125,7 @@ class AdaptiveSkew:
         rows = len(sequences.origin_B)
         count_B = place_N.new_zeros(rows).index_add(0, place_N, torch.ones_like(place_N)).clamp(min=1)
 
-        def typical(signal: Signal) -> Tensor:
+        def typical(signal: Said) -> Tensor:
             log_N = token_log_probs(signal, labels_N, vocab_size=vocab_size, **kernels).double()
             return torch.exp(log_N.new_zeros(rows).index_add(0, place_N, log_N) / count_B)
 
@@ -169,68 +168,3 @@ def _skew(distance_B: Tensor, mean: float | None, base: float) -> Tensor:
     close = distance_B > 0
     found = 1 - (1 - base) * mean / torch.where(close, distance_B, 1.0)
     return torch.where(close, found.clamp(min(_LEAST_SKEW, base), base), base)
-
-
-def token_log_probs(signal: Signal, labels_N: Tensor, *, vocab_size: int | None, **kernels: Any) -> Tensor:
-    """What a model gives to each token, as natural logarithm [N].
-
-    Args:
-        signal: What the model says before each.
-        labels_N: The tokens.
-        vocab_size: Ids from here on do not exist.
-        kernels: ``backend`` and ``memory_mb`` of the loss.
-    """
-    out = distillation_loss(
-        student=_dense(signal),
-        labels=labels_N,
-        cross_entropy_weight=1.0,
-        reduction="none",
-        vocab_size=vocab_size,
-        **kernels,
-    )
-    return -out.loss
-
-
-def token_entropy(signal: Signal, *, vocab_size: int | None, **kernels: Any) -> Tensor:
-    """Entropy of each token's distribution [N], in nats: log V − KL(p‖uniform).
-
-    Args:
-        signal: What a model says.
-        vocab_size: V; None: the width of its head.
-        kernels: ``backend`` and ``memory_mb`` of the loss.
-    """
-    dense = _dense(signal)
-    if isinstance(dense, Hidden):
-        width, flat = dense.weight.shape[0], Logits(dense.states.new_zeros(1, dense.weight.shape[0]))
-        flat = Logits(flat.logits.expand(dense.states.shape[0], width))
-    else:
-        width, flat = dense.logits.shape[-1], Logits(torch.zeros_like(dense.logits[:1]).expand_as(dense.logits))
-    out = distillation_loss(
-        student=flat, teacher=dense, objective=_FORWARD, reduction="none", vocab_size=vocab_size, **kernels
-    )
-    return math.log(width if vocab_size is None else min(width, vocab_size)) - out.loss
-
-
-def token_variation(student: Hidden | Logits, teacher: Signal, *, vocab_size: int | None, **kernels: Any) -> Tensor:
-    """Total variation between teacher and student at each token [N], in [0, 1].
-
-    Args:
-        student: What the student says.
-        teacher: What the teacher says.
-        vocab_size: Vocabulary shared by both.
-        kernels: ``backend`` and ``memory_mb`` of the loss.
-    """
-    out = distillation_loss(
-        student=student, teacher=teacher, objective=_VARIATION, reduction="none", vocab_size=vocab_size, **kernels
-    )
-    return out.loss
-
-
-_FORWARD = Objective(divergence=divergence("kl"), between="teacher||student")
-_VARIATION = Objective(divergence=divergence("total_variation"), between="teacher||student")
-
-
-def _dense(signal: Signal) -> Hidden | Logits:
-    if not isinstance(signal, Hidden | Logits):
-        raise TypeError(f"this needs the whole distribution (Logits or Hidden); got {type(signal).__name__}")
-    return signal

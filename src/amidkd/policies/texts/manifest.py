@@ -18,8 +18,10 @@ __all__ = [
     "check_same",
     "identity",
     "information",
+    "is_complete",
     "made_with",
     "read_manifest",
+    "sampled_with",
     "write_manifest",
 ]
 
@@ -127,14 +129,25 @@ def made_with(prompts: Iterable[tuple[Row, Sequence[int]]], settings: TextSettin
             prompts, origin=settings.origin, writer=settings.writer, tokenizer=settings.tokenizer, encoder=encoder
         ),
         "completion_template": encoder.config.completion_template,
+        **sampled_with(config),
+        "eos_ids": sorted(set(map(int, settings.eos_ids))),
+        "vocab_size": settings.vocab_size,
+    }
+
+
+def sampled_with(config: GenerationConfig) -> dict[str, Any]:
+    """How text is sampled, field by field.
+
+    Args:
+        config: The run file's ``data.generation``.
+    """
+    return {
         "samples_per_prompt": config.samples_per_prompt,
         "max_new_tokens": config.max_new_tokens,
         "temperature": float(config.temperature),
         "top_p": float(config.top_p),
         "top_k": config.top_k,
         "seed": config.seed,
-        "eos_ids": sorted(set(map(int, settings.eos_ids))),
-        "vocab_size": settings.vocab_size,
     }
 
 
@@ -185,6 +198,15 @@ def read_manifest(folder: Path) -> Manifest:
         return Manifest(**json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise SettingError(f"{path}: not the manifest of written text ({error})") from None
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether a folder holds written text, all of it.
+
+    Args:
+        folder: The folder; it need not be there.
+    """
+    return (folder / TEXT_MANIFEST).is_file() and read_manifest(folder).complete
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
