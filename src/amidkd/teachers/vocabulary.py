@@ -1,10 +1,12 @@
 """Proof that two tokenizers speak of the same tokens: same string, same id, same encoding."""
 
+import hashlib
+import json
 from typing import Any
 
 from amidkd.errors import SettingError
 
-__all__ = ["prove_same_vocabulary"]
+__all__ = ["prove_same_vocabulary", "vocabulary_fingerprint"]
 
 _SHOWN = 5
 _DRAWN = 64
@@ -45,6 +47,17 @@ def prove_same_vocabulary(*, teacher: Any, student: Any) -> int:
         _same_strings(teacher_vocab, student_vocab, shared)
     _same_encodings(teacher, student, shared)
     return shared
+
+
+def vocabulary_fingerprint(tokenizer: Any) -> str:
+    """SHA-256 of a tokenizer's strings and ids, and of which are special; how it cuts text shows in what it made.
+
+    Args:
+        tokenizer: A transformers tokenizer.
+    """
+    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda entry: (entry[1], entry[0]))
+    text = json.dumps([vocabulary, sorted(map(int, tokenizer.all_special_ids))])
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _same_strings(teacher: dict[str, int], student: dict[str, int], shared: int) -> None:

@@ -11,6 +11,7 @@ from amidkd.config import GenerationConfig
 from amidkd.data import Encoder, Origin, Row
 from amidkd.errors import SettingError
 from amidkd.record import TEXT_MANIFEST, versions, write_json
+from amidkd.teachers.vocabulary import vocabulary_fingerprint
 
 __all__ = [
     "Manifest",
@@ -109,7 +110,7 @@ def identity(
     return {
         "origin": origin,
         **({} if writer is None else {"writer": writer}),
-        "tokenizer": _tokenizer_hash(tokenizer),
+        "tokenizer": vocabulary_fingerprint(tokenizer),
         "prompt_template": encoder.config.prompt_template if bare else None,
         "chat_template": _hash(str(tokenizer.chat_template)) if talks else None,
         "prompts": digest.hexdigest(),
@@ -217,12 +218,6 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         manifest: What it is to hold.
     """
     write_json(folder / TEXT_MANIFEST, asdict(manifest))
-
-
-def _tokenizer_hash(tokenizer: Any) -> str:
-    """Strings and ids of a tokenizer, and which of them are special; how it cuts text shows in the prompts."""
-    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda entry: (entry[1], entry[0]))
-    return _hash(json.dumps([vocabulary, sorted(map(int, tokenizer.all_special_ids))]))
 
 
 def _hash(text: str) -> str:

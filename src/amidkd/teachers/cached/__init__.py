@@ -1,0 +1,23 @@
+"""A teacher's signals on disk: written once by ``amidkd cache``, read in any order by any run on the same rows."""
+
+from amidkd.teachers.cached.entries import Entry, entries_of, key_of
+from amidkd.teachers.cached.layout import Layout
+from amidkd.teachers.cached.manifest import Manifest, read_manifest
+from amidkd.teachers.cached.teacher import CachedTeacher, cache_folder, open_cache
+from amidkd.teachers.cached.write import CacheSettings, Plan, plan_cache, write_cache
+
+__all__ = [
+    "CacheSettings",
+    "CachedTeacher",
+    "Entry",
+    "Layout",
+    "Manifest",
+    "Plan",
+    "cache_folder",
+    "entries_of",
+    "key_of",
+    "open_cache",
+    "plan_cache",
+    "read_manifest",
+    "write_cache",
+]
