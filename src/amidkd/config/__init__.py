@@ -49,6 +49,8 @@ from amidkd.config.schema import (
     TrainingConfig,
     WarmStartConfig,
 )
+from amidkd.config.serve import ServeConfig
+from amidkd.config.serving import ServingConfig, load_serving
 from amidkd.config.stages import final_config, stage_configs, student_origin
 from amidkd.config.teacher import (
     CachedTeacher,
@@ -96,7 +98,9 @@ __all__ = [
     "SamplingConfig",
     "ScheduleConfig",
     "SequenceLevelPolicy",
+    "ServeConfig",
     "ServedTeacher",
+    "ServingConfig",
     "StageConfig",
     "StageTeacher",
     "StudentConfig",
@@ -116,6 +120,7 @@ __all__ = [
     "final_config",
     "live_teacher",
     "load",
+    "load_serving",
     "members_of",
     "parse",
     "schedule_values",

@@ -17,7 +17,7 @@ from amidkd.config.schema import RunConfig, StageConfig
 from amidkd.config.stages import PLACEHOLDER, merged_stage, stage_difference, stage_names, unknown_stages
 from amidkd.errors import SettingError
 
-__all__ = ["dump_yaml", "load", "models_in", "parse"]
+__all__ = ["RUN_FILE", "apply_override", "dump_yaml", "explain", "load", "models_in", "parse", "read_tree"]
 
 RUN_FILE = "run.yaml"
 
@@ -62,6 +62,12 @@ def load(source: str | os.PathLike[str], overrides: Iterable[str] = ()) -> RunCo
         >>> load("recipes/g2p.yaml", ["objective.alpha=-3"]).objective.alpha  # doctest: +SKIP
         -3.0
     """
+    tree, where = read_tree(source, overrides)
+    return parse(tree, where=where)
+
+
+def read_tree(source: str | os.PathLike[str], overrides: Iterable[str] = ()) -> tuple[dict[str, Any], str]:
+    """What :func:`load` reads, before it is checked against the schema; and what messages call it."""
     path = Path(source)
     if path.is_dir():
         path = path / RUN_FILE
@@ -72,8 +78,8 @@ def load(source: str | os.PathLike[str], overrides: Iterable[str] = ()) -> RunCo
     tree = _read_yaml(path.read_text(encoding="utf-8"), str(path))
     _resolve_paths(tree, path.resolve().parent)
     for assignment in overrides:
-        _apply_override(tree, assignment)
-    return parse(tree, where=str(path))
+        apply_override(tree, assignment)
+    return tree, str(path)
 
 
 def parse(tree: Mapping[str, Any], where: str = "the run file") -> RunConfig:
@@ -107,7 +113,7 @@ def _validated(tree: Mapping[str, Any]) -> tuple[RunConfig | None, list[str]]:
     try:
         return RunConfig.model_validate(tree), []
     except ValidationError as error:
-        return None, [_explain(detail) for detail in error.errors()]
+        return None, [explain(detail) for detail in error.errors()]
 
 
 def _stage(tree: Mapping[str, Any], given: Mapping[str, Any], number: int, names: list[str]) -> tuple[dict, list[str]]:
@@ -191,7 +197,8 @@ def _read_yaml(text: str, where: str) -> dict[str, Any]:
     return tree
 
 
-def _apply_override(tree: dict[str, Any], assignment: str) -> None:
+def apply_override(tree: dict[str, Any], assignment: str) -> None:
+    """Put one ``section.key=value`` into a tree, in place; a path in it is relative to the working directory."""
     key, equals, text = assignment.partition("=")
     if not equals or not key:
         raise SettingError(f"override {assignment!r} is not of the form section.key=value")
@@ -313,7 +320,7 @@ def sections_in(annotation: Any) -> list[type[BaseModel]]:
     return found
 
 
-def _explain(detail: Any) -> str:
+def explain(detail: Any) -> str:
     """One line for one of pydantic's complaints: key, value, what to do."""
     location = [str(part) for part in detail["loc"] if not _is_tag(part)]
     key = ".".join(location)

@@ -10,6 +10,7 @@ from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, mod
 from amidkd.config.base import Section, path_field
 from amidkd.config.objective import ObjectiveConfig, SumConfig
 from amidkd.config.policy import DatasetPolicy, GenerationConfig, PolicyConfig
+from amidkd.config.serve import ServeConfig
 from amidkd.config.teacher import Dtype, TeacherConfig
 
 __all__ = [
@@ -273,6 +274,7 @@ class RunConfig(Section):
     training: TrainingConfig = Field(default_factory=TrainingConfig, description="Optimisation.")
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig, description="Evaluation.")
     kernels: KernelsConfig = Field(default_factory=KernelsConfig, description="Loss kernels.")
+    serve: ServeConfig = Field(default_factory=ServeConfig, description="How `amidkd serve` serves the teacher.")
     output: OutputConfig = Field(description="The run folder; a bare path is enough.")
     stages: list[StageConfig] | None = Field(
         None, description="Partial run files to run one after the other, each starting from the last one's student."

@@ -1,0 +1,203 @@
+"""What `amidkd serve` and its client say to each other: safetensors both ways, sealed and with an echo.
+
+A request holds rows (token ids, and the positions whose next token is asked for); an answer holds what the teacher
+says there. Each answer begins with a checksum of all that follows, names the model by its fingerprint, and repeats a
+digest of each row that it speaks of, so that the client knows that it holds a signal of the tokens that it sent.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+__all__ = [
+    "BINARY",
+    "PROTOCOL",
+    "DamagedError",
+    "RequestError",
+    "ScoredRow",
+    "Wish",
+    "bytes_per_token",
+    "digests_of",
+    "open_sealed",
+    "pack_request",
+    "read_request",
+    "sealed",
+]
+
+PROTOCOL = 1
+"""Version of what is said; both sides must have the same."""
+
+BINARY = "application/octet-stream"
+
+_CHECKSUM = 32
+_DIGEST = 16
+_REQUEST = ("counts", "lengths", "places", "tokens")
+
+
+class RequestError(Exception):
+    """A request that cannot be answered as it is; the message says why, the HTTP status what kind of fault it is."""
+
+    def __init__(self, message: str, status: int = 422) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class DamagedError(Exception):
+    """An answer that is cut off or was changed on its way."""
+
+
+@dataclass(frozen=True, eq=False)
+class ScoredRow:
+    """A sequence, and where in it the next token is asked for.
+
+    Args:
+        tokens_T: Token ids, int64 [T].
+        places_n: Rising positions in 0 … T − 2, int64 [n], at least one.
+    """
+
+    tokens_T: Tensor
+    places_n: Tensor
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is asked about each place.
+
+    Args:
+        form: ``top_k`` or ``hidden``.
+        top_k: How many tokens; 0 with ``hidden``.
+        vocab_size: Ids from here on are masked; the size of the vocabulary that the client shares.
+    """
+
+    form: Literal["top_k", "hidden"]
+    top_k: int
+    vocab_size: int
+
+
+def bytes_per_token(wish: Wish, *, hidden_bytes: int) -> int:
+    """Size of the answer for one token.
+
+    Args:
+        wish: What is asked.
+        hidden_bytes: Size of a hidden state.
+    """
+    return 8 * wish.top_k + 4 if wish.form == "top_k" else hidden_bytes
+
+
+def digests_of(rows: Sequence[ScoredRow]) -> Tensor:
+    """A digest of each row's tokens and places, uint8 [R, 16]."""
+    found = bytearray()
+    for row in rows:
+        digest = hashlib.blake2b(len(row.tokens_T).to_bytes(8, "little"), digest_size=_DIGEST)
+        for part in (row.tokens_T, row.places_n):
+            digest.update(part.to(torch.int32).numpy().astype("<i4").tobytes())
+        found += digest.digest()
+    return torch.frombuffer(found, dtype=torch.uint8).view(-1, _DIGEST) if found else torch.empty((0, _DIGEST))
+
+
+def sealed(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> bytes:
+    """Tensors and facts as bytes, behind a checksum of them.
+
+    Args:
+        tensors: By name, on any device.
+        facts: What JSON can hold, by name.
+    """
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    content = save(whole, {"facts": json.dumps(dict(facts))})
+    return hashlib.blake2b(content, digest_size=_CHECKSUM).digest() + content
+
+
+def open_sealed(data: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The inverse of :func:`sealed`.
+
+    Raises:
+        DamagedError: The bytes are not those that were sealed.
+    """
+    content = data[_CHECKSUM:]
+    if len(data) <= _CHECKSUM or hashlib.blake2b(content, digest_size=_CHECKSUM).digest() != data[:_CHECKSUM]:
+        raise DamagedError(f"the answer ({len(data)} bytes) does not match its checksum")
+    try:
+        return load(content), _facts(content)
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise DamagedError(f"the answer cannot be read ({error})") from error
+
+
+def pack_request(rows: Sequence[ScoredRow], wish: Wish) -> bytes:
+    """A request as bytes.
+
+    Args:
+        rows: At least one.
+        wish: What is asked of all of them.
+    """
+    tensors = {
+        "tokens": torch.cat([row.tokens_T for row in rows]).to(torch.int32),
+        "lengths": torch.tensor([len(row.tokens_T) for row in rows], dtype=torch.int32),
+        "places": torch.cat([row.places_n for row in rows]).to(torch.int32),
+        "counts": torch.tensor([len(row.places_n) for row in rows], dtype=torch.int32),
+    }
+    facts = {"protocol": PROTOCOL, "format": wish.form, "top_k": wish.top_k, "vocab_size": wish.vocab_size}
+    return save(tensors, {"facts": json.dumps(facts)})
+
+
+def read_request(data: bytes) -> tuple[list[ScoredRow], Wish]:
+    """The inverse of :func:`pack_request`, of bytes from anybody.
+
+    Raises:
+        RequestError: They are no request.
+    """
+    try:
+        tensors, facts = load(data), _facts(data)
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise RequestError(f"the body is no request in safetensors ({error})", 400) from error
+    if facts.get("protocol") != PROTOCOL:
+        raise RequestError(f"protocol {facts.get('protocol')!r}; this server speaks {PROTOCOL}", 400)
+    wish = _read_wish(facts)
+    if sorted(tensors) != sorted(_REQUEST):
+        raise RequestError(f"a request has the tensors {', '.join(_REQUEST)}; got {', '.join(sorted(tensors))}", 400)
+    for name, tensor in tensors.items():
+        if tensor.dtype != torch.int32 or tensor.ndim != 1:
+            raise RequestError(f"{name} must be int32 with one dimension; got {tensor.dtype} {tuple(tensor.shape)}")
+    tokens, lengths, places, counts = (tensors[name].long() for name in ("tokens", "lengths", "places", "counts"))
+    if len(lengths) == 0 or len(lengths) != len(counts):
+        raise RequestError(f"a request has as many lengths as counts, at least one; got {len(lengths)}, {len(counts)}")
+    if int(lengths.min()) < 2 or int(counts.min()) < 1:
+        raise RequestError("a row has at least two tokens and one place")
+    if int(lengths.sum()) != len(tokens) or int(counts.sum()) != len(places):
+        raise RequestError(
+            f"lengths and counts add up to {int(lengths.sum())} and {int(counts.sum())}; there are {len(tokens)} tokens "
+            f"and {len(places)} places"
+        )
+    rows = list(map(ScoredRow, tokens.split(lengths.tolist()), places.split(counts.tolist())))
+    for number, row in enumerate(rows):
+        rising = bool((row.places_n[1:] > row.places_n[:-1]).all())
+        if not rising or int(row.places_n[0]) < 0 or int(row.places_n[-1]) > len(row.tokens_T) - 2:
+            raise RequestError(f"row {number}: places must rise within 0 … {len(row.tokens_T) - 2}")
+    return rows, wish
+
+
+def _read_wish(facts: Mapping[str, Any]) -> Wish:
+    form, top_k, vocab_size = facts.get("format"), facts.get("top_k"), facts.get("vocab_size")
+    if form not in ("top_k", "hidden"):
+        raise RequestError(f"format must be top_k or hidden; got {form!r}")
+    # A bool is an int to Python.
+    if type(top_k) is not int or top_k < 0 or (form == "top_k") != (top_k > 0):
+        raise RequestError(f"top_k must be a number above 0 with format top_k, else 0; got {top_k!r}")
+    if type(vocab_size) is not int or vocab_size < 1:
+        raise RequestError(f"vocab_size must be a number above 0; got {vocab_size!r}")
+    return Wish(form, top_k, vocab_size)
+
+
+def _facts(content: bytes) -> dict[str, Any]:
+    """The facts in the header of safetensors that were read well, hence whose header is sound."""
+    size = int.from_bytes(content[:8], "little")
+    facts = json.loads(json.loads(content[8 : 8 + size])["__metadata__"]["facts"])
+    if not isinstance(facts, dict):
+        raise TypeError("its facts are no mapping")
+    return facts
