@@ -12,7 +12,7 @@ from amidkd.data import Sequences
 from amidkd.errors import SettingError
 from amidkd.models import load_model, load_tokenizer
 from amidkd.signals import Hidden
-from amidkd.teachers import LiveTeacher, Teacher, make_teacher, self_distillation_loss
+from amidkd.teachers import LiveTeacher, Teacher, make_live, self_distillation_loss
 from tiny_models import tiny_model
 
 
@@ -43,7 +43,7 @@ def tokenizer(source: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def teacher(source: Path, tokenizer: Any) -> LiveTeacher:
-    return make_teacher(LiveTeacherConfig(model=str(source)), student_tokenizer=tokenizer, device="cpu")
+    return make_live(LiveTeacherConfig(model=str(source)), student_tokenizer=tokenizer, device="cpu")
 
 
 def test_signal_is_the_models_logits_at_supervised_positions(teacher: LiveTeacher, tokenizer: Any) -> None:
@@ -89,7 +89,7 @@ def test_another_tokenizer_is_refused_before_weights_are_read(shared: Path, toke
     folder = shutil.copytree(shared / "models" / "stories260K-hf", tmp_path / "other")
     (folder / "model.safetensors").unlink()
     with pytest.raises(SettingError, match="different tokenizers"):
-        make_teacher(LiveTeacherConfig(model=str(folder)), student_tokenizer=tokenizer, device="cpu")
+        make_live(LiveTeacherConfig(model=str(folder)), student_tokenizer=tokenizer, device="cpu")
 
 
 def test_padded_heads_of_different_widths_just_work(source: Path, tokenizer: Any, tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_padded_heads_of_different_widths_just_work(source: Path, tokenizer: Any
     model.resize_token_embeddings(128, mean_resizing=False)
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    live = make_teacher(LiveTeacherConfig(model=str(tmp_path)), student_tokenizer=tokenizer, device="cpu")
+    live = make_live(LiveTeacherConfig(model=str(tmp_path)), student_tokenizer=tokenizer, device="cpu")
     assert (live.vocab_size, live.backbone.width) == (100, 128)
 
 
@@ -119,7 +119,7 @@ def test_a_token_that_the_teacher_does_not_have(teacher: LiveTeacher, tokenizer:
 def test_fingerprint_follows_the_weights_not_the_folder(source: Path, tokenizer: Any, tmp_path: Path) -> None:
     def fingerprint(folder: Path, **settings: Any) -> str:
         config = LiveTeacherConfig(model=str(folder), **settings)
-        return make_teacher(config, student_tokenizer=tokenizer, device="cpu").fingerprint()
+        return make_live(config, student_tokenizer=tokenizer, device="cpu").fingerprint()
 
     wanted = fingerprint(source)
     moved = shutil.copytree(source, tmp_path / "moved")
@@ -147,9 +147,9 @@ def test_adapter_changes_signal_and_fingerprint(source: Path, tokenizer: Any, tm
     made = {}
     for merge in (True, False):
         config = LiveTeacherConfig(model=str(source), adapter=str(tmp_path), merge_adapter=merge)
-        made[merge] = make_teacher(config, student_tokenizer=tokenizer, device="cpu")
+        made[merge] = make_live(config, student_tokenizer=tokenizer, device="cpu")
     torch.testing.assert_close(made[True].signal(batch).states, made[False].signal(batch).states, rtol=1e-4, atol=1e-4)
-    plain = make_teacher(LiveTeacherConfig(model=str(source)), student_tokenizer=tokenizer, device="cpu")
+    plain = make_live(LiveTeacherConfig(model=str(source)), student_tokenizer=tokenizer, device="cpu")
     assert float((made[True].signal(batch).states - plain.signal(batch).states).abs().max()) > 1e-2
     assert len({made[True].fingerprint(), made[False].fingerprint(), plain.fingerprint()}) == 3
 
@@ -160,7 +160,7 @@ def test_teacher_as_its_own_student_loses_nothing(teacher: LiveTeacher, tokenize
 
 
 def test_a_head_read_wrongly_shows_as_a_loss(source: Path, tokenizer: Any) -> None:
-    live = make_teacher(LiveTeacherConfig(model=str(source)), student_tokenizer=tokenizer, device="cpu")
+    live = make_live(LiveTeacherConfig(model=str(source)), student_tokenizer=tokenizer, device="cpu")
     live.backbone._scale = 1.1
     assert self_distillation_loss(live, rows(tokenizer, "hello", "a", "worlds")) > 1e-4
 
@@ -170,6 +170,6 @@ def test_teacher_on_another_device_answers_on_the_batchs(source: Path, tokenizer
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
     config = LiveTeacherConfig(model=str(source), device="cuda")
-    live = make_teacher(config, student_tokenizer=tokenizer, device="cpu")
+    live = make_live(config, student_tokenizer=tokenizer, device="cpu")
     signal = live.signal(rows(tokenizer, "hello"))
     assert {signal.states.device.type, signal.weight.device.type} == {"cpu"}

@@ -19,6 +19,7 @@ class MaskingTeacher:
     """A teacher that rules out, from the third row on, a token that the student does not."""
 
     vocab_size = VOCABULARY
+    in_process = True
 
     def __init__(self, masked_rows: set[int]) -> None:
         self._masked = masked_rows
@@ -29,6 +30,9 @@ class MaskingTeacher:
         logits = torch.zeros(len(rows_N), VOCABULARY)
         logits[[int(row) in self._masked for row in rows_N], 7] = -torch.inf
         return Logits(logits)
+
+    def begin_step(self, step):
+        pass
 
     def fingerprint(self) -> str:
         return "masking"
