@@ -7,6 +7,7 @@ import argparse
 import errno
 import logging
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ from typing import TextIO
 
 from amidkd import __version__
 from amidkd.allocator import keep_large_blocks
-from amidkd.config import RunConfig, final_config, load
+from amidkd.config import RunConfig, ServedTeacher, final_config, load
 from amidkd.errors import GenerationError, LossError, SettingError, TeacherError
 from amidkd.record import RunFolder
 
@@ -166,6 +167,29 @@ def _generate(options: argparse.Namespace) -> int:
     return 0
 
 
+def _cache(options: argparse.Namespace) -> int:
+    config = _config(options)
+    from amidkd.training import run_cache
+
+    folder = run_cache(config)
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(f"Cache: {folder}")
+        print(f"Next:  {_with_cache(options, config, folder)}")
+    return 0
+
+
+def _with_cache(options: argparse.Namespace, config: RunConfig, folder: Path) -> str:
+    """The command that trains from a cache."""
+    teacher, given = config.teacher, [word for word in options.overrides if word != "teacher.kind=cached"]
+    if isinstance(teacher, ServedTeacher):
+        # Its settings are those of a server, which a cache does not take.
+        given = [word for word in given if not word.startswith("teacher.")]
+        kind = f"teacher={{kind: cached, folder: {folder}, format: {teacher.format}, top_k: {teacher.top_k}}}"
+    else:
+        kind = "teacher.kind=cached"
+    return shlex.join(["amidkd", "distill", options.source, *given, kind])
+
+
 def _eval(options: argparse.Namespace) -> int:
     config = final_config(_config(options))
     from amidkd.evaluation import evaluate_run, print_evaluation
@@ -212,6 +236,7 @@ _VERBS: dict[str, tuple[Callable[[argparse.Namespace], int], str]] = {
     "distill": (_train("distill"), "train the student on the teacher's distributions"),
     "sft": (_train("sft"), "train by cross-entropy: a teacher, a starting point or a baseline"),
     "generate": (_generate, "write the teacher's, or the student's, text to the prompts"),
+    "cache": (_cache, "ask the teacher about all rows, once, into files that training reads"),
     "eval": (_eval, "measure a run's student beside its teacher"),
     "report": (_report, "write a run's report.html"),
     "cite": (_cite, "print BibTeX for the methods that a run uses"),

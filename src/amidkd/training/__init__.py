@@ -1,6 +1,7 @@
 """Training: one trainer for distillation and fine-tuning, its stages, exact resume."""
 
 from amidkd.training.arguments import check_training_settings, training_arguments
+from amidkd.training.cache import run_cache
 from amidkd.training.generate import run_generate
 from amidkd.training.lessons import warm_start_of
 from amidkd.training.objective import ScheduledObjective, objective_at
@@ -16,6 +17,7 @@ __all__ = [
     "check_training_settings",
     "distill",
     "objective_at",
+    "run_cache",
     "run_generate",
     "sft",
     "training_arguments",

@@ -145,7 +145,7 @@ class Counter:
     """
 
     def __init__(self, total: int, *, name: str) -> None:
-        self._total, self._name, self._done, self._made, self._tokens = total, name, 0, 0, 0
+        self._total, self._name, self._done, self._made, self._tokens, self._size = total, name, 0, 0, 0, 0
         self._began = self._told = time.monotonic()
         self._bar: Any = None
 
@@ -160,13 +160,16 @@ class Counter:
         if self._bar is not None:
             self._bar.close()
 
-    def __call__(self, answers: int, tokens: int) -> None:
-        """Count a batch; one without tokens was on disk already."""
+    def __call__(self, answers: int, tokens: int, size: int = 0) -> None:
+        """Count a batch; one without tokens was on disk already. ``size``: bytes that it takes there."""
         self._done += answers
         self._made += answers if tokens else 0
         self._tokens += tokens
+        self._size += size
         now = time.monotonic()
         speed = f"{self._tokens / max(now - self._began, 1e-9):,.0f} tokens/s"
+        if self._size and self._tokens:
+            speed += f", {self._size / self._tokens:,.0f} bytes/token"
         if self._bar is not None:
             self._bar.update(answers)
             self._bar.set_postfix_str(speed)

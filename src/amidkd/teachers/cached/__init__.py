@@ -3,7 +3,7 @@
 from amidkd.teachers.cached.entries import Entry, entries_of, key_of
 from amidkd.teachers.cached.layout import Layout
 from amidkd.teachers.cached.manifest import Manifest, read_manifest
-from amidkd.teachers.cached.teacher import CachedTeacher, cache_folder, open_cache
+from amidkd.teachers.cached.teacher import CachedTeacher, cache_folder, open_cache, tokenizer_folder
 from amidkd.teachers.cached.write import CacheSettings, Plan, plan_cache, write_cache
 
 __all__ = [
@@ -19,5 +19,6 @@ __all__ = [
     "open_cache",
     "plan_cache",
     "read_manifest",
+    "tokenizer_folder",
     "write_cache",
 ]

@@ -19,8 +19,8 @@ __all__ = ["CacheReader", "Wanted"]
 # Files that are open at once: a file of 1024 rows has an index of about a megabyte.
 _OPEN = 32
 _FIX = (
-    "The cache was made of other rows, templates, tokenizer or data.max_length; set these back, or make a cache of this "
-    "run with `amidkd cache RUN` (in another teacher.folder, or after this one is removed)."
+    "The cache was made of other rows, templates, tokenizer or data.max_length; set these back, or make a cache of "
+    "this run with `amidkd cache RUN` (in another teacher.folder, or after this one is removed)."
 )
 
 

@@ -31,11 +31,17 @@ class ShardWriter:
     def __init__(self, file: Any, layout: Layout) -> None:
         import pyarrow.parquet
 
-        self._layout, self._waiting, self._bytes = layout, [], 0  # type: ignore[var-annotated]
-        self._schema = _schema(layout)
+        self._layout, self._schema, self._target = layout, _schema(layout), file
+        self._waiting: list[tuple[Entry, list[bytes]]] = []
+        self._bytes = 0
         self._file = pyarrow.parquet.ParquetWriter(
             file, self._schema, compression="zstd", use_dictionary=False, write_statistics=False
         )
+
+    @property
+    def written(self) -> int:
+        """Bytes that the file has so far."""
+        return int(self._target.tell())
 
     def add(self, entry: Entry, columns: Sequence[np.ndarray]) -> None:
         """Append a row.

@@ -25,7 +25,7 @@ from amidkd.teachers.cached.write import TOKENIZER
 from amidkd.teachers.live import fingerprint_of
 from amidkd.teachers.vocabulary import prove_same_vocabulary
 
-__all__ = ["FOLDER", "CachedTeacher", "cache_folder", "open_cache"]
+__all__ = ["FOLDER", "CachedTeacher", "cache_folder", "open_cache", "tokenizer_folder"]
 
 FOLDER = "teacher-cache"
 """The cache in a run folder."""
@@ -54,6 +54,11 @@ class CachedTeacher:
         self._coming: deque[tuple[_Key, list[Wanted]]] = deque()
         self._under_way: dict[_Key, Future[Hidden | TopK]] = {}
         self._heads: dict[torch.device, dict[str, Any]] = {}
+
+    @property
+    def in_process(self) -> bool:
+        """No: files may fail, and reading ahead hides the reading."""
+        return False
 
     def signal(self, sequences: Sequences) -> Hidden | TopK:
         """What the teacher said at the supervised positions.
@@ -157,6 +162,23 @@ def cache_folder(config: CachedTeacherConfig, folder: Path) -> Path:
     return folder / FOLDER if config.folder is None else Path(config.folder)
 
 
+def tokenizer_folder(config: CachedTeacherConfig, folder: Path) -> Path:
+    """The teacher's tokenizer, which the cache holds.
+
+    Args:
+        config: The run file's ``teacher``.
+        folder: The run folder.
+
+    Raises:
+        SettingError: There is no cache, or its tokenizer is missing.
+    """
+    path = cache_folder(config, folder)
+    read_manifest(path)
+    if not (path / TOKENIZER).is_dir():
+        raise SettingError(f"{path}: its folder `{TOKENIZER}` is missing; make the cache anew with `amidkd cache RUN`")
+    return path / TOKENIZER
+
+
 def open_cache(
     config: CachedTeacherConfig, *, student_tokenizer: Any, folder: Path, device: Any = None
 ) -> CachedTeacher:
@@ -177,9 +199,7 @@ def open_cache(
         raise SettingError(
             f"teacher.folder: the cache {path} is not complete; run `amidkd cache RUN` again: it goes on"
         )
-    if not (path / TOKENIZER).is_dir():
-        raise SettingError(f"{path}: its folder `{TOKENIZER}` is missing; make the cache anew with `amidkd cache RUN`")
-    tokenizer = load_tokenizer(str(path / TOKENIZER), trust_remote_code=config.trust_remote_code)
+    tokenizer = load_tokenizer(str(tokenizer_folder(config, folder)), trust_remote_code=config.trust_remote_code)
     shared = prove_same_vocabulary(teacher=tokenizer, student=student_tokenizer)
     expected: dict[str, Any] = {"vocab_size": shared, "format": config.format}
     if config.format == "top_k":

@@ -42,7 +42,7 @@ _SECONDS_BETWEEN_LOOKS = 0.2
 _WINDOW = 8
 
 Progress = Callable[[int, int, int], None]
-"""Told the rows, the tokens and the bytes of signals that were written; rows found on disk come without tokens."""
+"""Told the rows, the tokens and the bytes that were written; rows found on disk come without tokens."""
 
 
 @dataclass(frozen=True)
@@ -80,13 +80,13 @@ class Plan:
         entries: Its sequences, in order.
         made_with: What decides it, field by field.
         layout: How signals are stored.
-        probe: The signal of its shortest sequence.
+        head: A signal with the head, where that is stored; None: it is not.
     """
 
     entries: list[Entry]
     made_with: dict[str, Any]
     layout: Layout
-    probe: Hidden | Logits | TopK
+    head: Hidden | None
 
     @property
     def tokens(self) -> int:
@@ -98,9 +98,7 @@ class Plan:
         """Bytes that the cache will take at most, about: signals are compressed."""
         bits = sum(-(-len(entry.targets) // 8) for entry in self.entries)
         size = self.tokens * self.layout.token_bytes + len(self.entries) * ROW_BYTES + bits
-        if isinstance(self.probe, Hidden) and self.layout.format == "hidden":
-            size += self.probe.weight.numel() * self.probe.weight.element_size()
-        return size
+        return size if self.head is None else size + self.head.weight.numel() * self.head.weight.element_size()
 
 
 def plan_cache(entries: Sequence[Entry], *, teacher: Teacher, settings: CacheSettings) -> Plan:
@@ -131,7 +129,8 @@ def plan_cache(entries: Sequence[Entry], *, teacher: Teacher, settings: CacheSet
         "top_k": layout.top_k,
         "storage": layout.storage(),
     }
-    return Plan(list(entries), made_with, layout, probe)
+    head = probe if isinstance(probe, Hidden) and layout.format == "hidden" else None
+    return Plan(list(entries), made_with, layout, head)
 
 
 def write_cache(
@@ -163,9 +162,8 @@ def write_cache(
         TeacherError: The teacher cannot answer; files that were finished stay.
     """
     manifest = _opened(folder, plan, settings, first=rank == 0)
-    if rank == 0 and isinstance(plan.probe, Hidden) and plan.layout.format == "hidden":
-        if not (folder / HEAD).is_file():
-            write_head(folder, plan.probe)
+    if rank == 0 and plan.head is not None and not (folder / HEAD).is_file():
+        write_head(folder, plan.head)
     paths = [folder / shard_name(number) for number in range(manifest.shards)]
     for number in range(rank, manifest.shards, world):
         entries = plan.entries[number * manifest.shard_rows : (number + 1) * manifest.shard_rows]
@@ -225,7 +223,7 @@ def _fill(
         for window, plan in zip(windows, plans, strict=True)
         for batch in plan
     ]
-    asked = 0
+    asked = before = 0
     for window, plan in zip(windows, plans, strict=True):
         made: dict[int, list[np.ndarray]] = {}
         for batch in plan:
@@ -237,7 +235,8 @@ def _fill(
             shard.add(entry, made[place])
         if progress is not None:
             tokens = sum(entry.token_count() for entry in window)
-            progress(len(window), tokens, tokens * layout.token_bytes)
+            progress(len(window), tokens, shard.written - before)
+            before = shard.written
 
 
 def _batches(window: Sequence[Entry], size: int) -> list[list[int]]:
