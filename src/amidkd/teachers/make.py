@@ -20,7 +20,7 @@ __all__ = ["make_teacher", "teacher_tokenizer"]
 
 
 def make_teacher(
-    config: TeacherConfig, *, student_tokenizer: Any, folder: Path | None = None, device: Any = None
+    config: TeacherConfig, *, student_tokenizer: Any, folder: Path | None = None, device: Any = None, seed: int = 0
 ) -> Teacher:
     """Make a run's teacher and prove that it shares the student's vocabulary.
 
@@ -29,6 +29,7 @@ def make_teacher(
         student_tokenizer: What the sequences are made with.
         folder: The run folder, where a cache is unless its section names another place; None: the working directory.
         device: The student's device.
+        seed: Of which teachers of an ensemble a step leaves out.
 
     Raises:
         SettingError: Something is missing (model, server, cache, extra), or the tokenizers differ.
@@ -53,7 +54,7 @@ def make_teacher(
         from amidkd.teachers.ensemble import make_ensemble
 
         members = [make_teacher(member, folder=folder, **shared) for member in config.teachers]
-        return make_ensemble(config, members)
+        return make_ensemble(config, members, seed=seed)
     raise SettingError(f"teacher.kind: stage (stage: {config.stage}) has a meaning in `stages` alone")
 
 

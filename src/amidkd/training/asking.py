@@ -18,19 +18,24 @@ class Asking:
     Args:
         teacher: The teacher.
         add_up: Sums a list of numbers over all ranks.
+        upcoming: The batches of the step after so many, as far as they are known beforehand.
     """
 
-    def __init__(self, teacher: Teacher, add_up: Callable[[list[float]], list[float]]) -> None:
-        self._teacher, self._add_up = teacher, add_up
+    def __init__(
+        self,
+        teacher: Teacher,
+        add_up: Callable[[list[float]], list[float]],
+        upcoming: Callable[[int], Sequence[Sequences]],
+    ) -> None:
+        self._teacher, self._add_up, self._upcoming = teacher, add_up, upcoming
         self._held: list[tuple[Sequences, Said]] = []
 
-    def begin(self, step: int, passes: Sequence[Sequences], following: Sequence[Sequences]) -> None:
+    def begin(self, step: int, passes: Sequence[Sequences]) -> None:
         """Ask for a step's signals; every rank must call it.
 
         Args:
             step: Optimizer steps made.
             passes: The batch of each forward pass.
-            following: Those of the next step, where they are known.
 
         Raises:
             TeacherError: Some rank has no answer. Raised on all.
@@ -42,7 +47,7 @@ class Asking:
             return
         failure: TeacherError | SettingError | None = None
         try:
-            self._teacher.expect([*passes, *following])
+            self._teacher.expect([*passes, *self._upcoming(step + 1)])
             self._held = [(sequences, self._teacher.signal(sequences)) for sequences in passes]
         except (TeacherError, SettingError) as error:
             failure = error

@@ -1,13 +1,14 @@
 """Which rows make which batch: a function of seed and step alone, each row once an epoch on any number of ranks."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset, Sampler
 
-from amidkd.data import Example, idle
+from amidkd.data import Example, Sequences, idle
 
-__all__ = ["CorpusRows", "EpochBatches", "Rows"]
+__all__ = ["CorpusBatches", "CorpusRows", "EpochBatches", "Rows"]
 
 
 class Rows(Dataset[Example]):
@@ -119,6 +120,31 @@ class CorpusRows:
             self._orders = {kept: order for kept, order in self._orders.items() if kept == turn - 1}
             self._orders[turn] = _order(self._count, self._seed, turn)
         return int(self._orders[turn][place])
+
+
+class CorpusBatches:
+    """Plain text beside the rows, as batches.
+
+    Args:
+        windows: Windows of text.
+        rows: Which of them go with which forward pass.
+        collator: Makes the named tensors of a batch.
+    """
+
+    def __init__(
+        self, windows: Sequence[Example], rows: CorpusRows, collator: Callable[[list[Example]], dict[str, Any]]
+    ) -> None:
+        self._windows, self._rows, self._collator = Rows(windows), rows, collator
+
+    def of(self, step: int, parts: int) -> list[Sequences]:
+        """The batch of each forward pass of a step, on the CPU.
+
+        Args:
+            step: Optimizer steps already made.
+            parts: Forward passes of the step.
+        """
+        places = [self._rows.of(step, part, parts) for part in range(parts)]
+        return [Sequences.from_batch(self._collator([self._windows[p] for p in each])) for each in places]
 
 
 def _order(count: int, seed: int, turn: int) -> np.ndarray:

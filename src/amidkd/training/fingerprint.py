@@ -27,6 +27,19 @@ _FREE = {
     "teacher.model",
     "teacher.device",
     "teacher.adapter",
+    "teacher.folder",
+    "teacher.name",
+    "teacher.url",
+    "teacher.served_name",
+    "teacher.source",
+    "teacher.teachers",
+    "teacher.batch_size",
+    "teacher.batch_rows",
+    "teacher.shard_rows",
+    "teacher.connections",
+    "teacher.timeout",
+    "teacher.retries",
+    "teacher.token_variable",
     "student.model",
     "student.tokenizer",
     "training.resume_from_checkpoint",
@@ -47,7 +60,7 @@ _FREE |= {
     for section in ("data", "policy")
     for name in ("url", "token_variable", "timeout", "retries", "weight_push", "weight_folder", "memory_fraction")
 }
-_FREE_PREFIXES = ("training.logging_", "training.log_", "training.dataloader_", "training.trackio_")
+_FREE_PREFIXES = ("teacher.source.", "training.logging_", "training.log_", "training.dataloader_", "training.trackio_")
 _SHOWN = 8
 
 

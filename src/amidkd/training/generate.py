@@ -6,8 +6,8 @@ from amidkd.config import RunConfig
 from amidkd.data import Encoder
 from amidkd.errors import SettingError
 from amidkd.training.answering import given_folder, student_writes, write_text
+from amidkd.training.context import answering_of, begin, load_teacher
 from amidkd.training.lessons import read_rows, rows_to_answer
-from amidkd.training.run import answering_of, begin, load_teacher
 
 __all__ = ["run_generate"]
 

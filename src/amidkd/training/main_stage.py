@@ -14,7 +14,7 @@ from amidkd.config import (
     TransformersEngine,
     VllmEngine,
 )
-from amidkd.data import Encoder, Example, evaluation_rows
+from amidkd.data import Encoder, Example
 from amidkd.errors import SettingError, SettingWarning
 from amidkd.generation import Generator, make_generator
 from amidkd.models import eos_ids_of, pad_id_of
@@ -24,6 +24,7 @@ from amidkd.training.hooks import Counter
 from amidkd.training.lessons import Lessons, warm_start_of
 from amidkd.training.objective import ScheduledObjective, learns_through_assistant, make_schedule
 from amidkd.training.settings import LossSettings
+from amidkd.training.teaching import check_teacher, held_out_examples
 from amidkd.training.warmup import check_warmup
 from amidkd.training.weighting import AdaptiveSkew, TokenWeights
 
@@ -45,6 +46,7 @@ def check_policy(config: RunConfig, verb: str, processes: int = 1) -> None:
         SettingError: Naming the setting.
     """
     policy, objective = config.policy, config.objective
+    check_teacher(config, verb)
     check_warmup(config)
     writes = writes_while_training(policy)
     if writes and verb == "sft":
@@ -266,20 +268,8 @@ def validation_examples(config: RunConfig, encoder: Encoder, vocab_size: int) ->
     policy = config.policy
     if not isinstance(policy, AdaptivePolicy):
         return ()
-    rows = [row for row in evaluation_rows(config) if row.labelled][: policy.validation_rows]
-    examples = encoder.encode(rows).examples
-    if not examples:
-        raise SettingError(
-            "policy.kind: adaptive watches the validation loss, and no validation row has a completion; add some to "
-            "data.validation"
-        )
-    for example in examples:
-        if max(example.tokens) >= vocab_size:
-            raise SettingError(
-                f"data.validation: token {max(example.tokens)} lies beyond the {vocab_size} ids that teacher and "
-                "student share"
-            )
-    return examples
+    why = "policy.kind: adaptive watches the validation loss"
+    return held_out_examples(config, encoder, vocab_size, policy.validation_rows, why)
 
 
 def model_sizes(student: Any, teacher: Any) -> dict[str, Any]:

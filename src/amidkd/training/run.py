@@ -2,8 +2,8 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from warnings import warn
@@ -19,14 +19,14 @@ from amidkd.config import (
 from amidkd.data import Encoder, Row
 from amidkd.errors import SettingError, SettingWarning
 from amidkd.kernels import check_backend, describe
-from amidkd.models import load_tokenizer, make_student, save_student, student_tokenizer, vocabulary_size
+from amidkd.models import make_student, save_student, vocabulary_size
 from amidkd.record import RunFolder, commit_of, now, versions, write_atomic
-from amidkd.teachers import LiveTeacher, Teacher, make_live, make_teacher, teacher_tokenizer
-from amidkd.training.answering import Answering, given_folder, student_writes, text_examples
-from amidkd.training.arguments import check_training_settings, steps_of, training_arguments
+from amidkd.training.answering import given_folder, student_writes, text_examples
+from amidkd.training.arguments import steps_of, training_arguments
 from amidkd.training.card import write_card
 from amidkd.training.chain import run_stages
 from amidkd.training.checkpoint import chosen_checkpoint, keep_newest
+from amidkd.training.context import Run, answering_of, begin, load_teacher
 from amidkd.training.fingerprint import check_same_run, hash_examples, hash_student, run_settings
 from amidkd.training.folders import WARM_START, check_folder, holds_a_run
 from amidkd.training.lessons import (
@@ -49,58 +49,12 @@ from amidkd.training.main_stage import (
 from amidkd.training.preference import train_preference
 from amidkd.training.settings import LossSettings
 from amidkd.training.stages import StageResult, load_corpus, stage_arguments, train_stage
+from amidkd.training.teaching import prepare_teacher
 from amidkd.training.warmup import correct
 
-__all__ = ["answering_of", "begin", "distill", "load_teacher", "sft"]
+__all__ = ["distill", "sft"]
 
 _log = logging.getLogger("amidkd")
-
-
-@dataclass
-class Run:
-    """A run under way: what every part of it needs. ``whole`` is the run file, of which it may be a stage."""
-
-    config: RunConfig
-    verb: str
-    folder: RunFolder
-    rank: int
-    wait: Callable[[], None]
-    device: Any
-    processes: int
-    whole: RunConfig
-    tokenizer: Any = None
-    teacher: Teacher | None = None
-    _loaded: LiveTeacher | None = None
-
-    @property
-    def in_memory(self) -> LiveTeacher | None:
-        """The teacher's model where it is in memory already."""
-        return self.teacher if isinstance(self.teacher, LiveTeacher) else self._loaded
-
-    def writer(self) -> LiveTeacher:
-        """The teacher's model, loaded where it is not in memory.
-
-        Raises:
-            SettingError: The teacher has no model that could be loaded here.
-        """
-        if self.in_memory is None:
-            self._loaded = _loaded_writer(self)
-        assert self.in_memory is not None
-        return self.in_memory
-
-    def let_go_of_writer(self) -> None:
-        """Free a model that was loaded to write: the teacher of the training is another."""
-        self._loaded = None
-
-    @property
-    def first(self) -> bool:
-        """Whether this process writes."""
-        return self.rank == 0
-
-    def note(self, **entries: Any) -> None:
-        """Write to the record, from the first process."""
-        if self.first:
-            self.folder.update_record(**entries)
 
 
 def distill(config: RunConfig) -> RunFolder:
@@ -174,6 +128,14 @@ def _train(config: RunConfig, verb: str, whole: RunConfig | None = None) -> RunF
     seconds = time.perf_counter() - began
     run.let_go_of_writer()
     check_tokens(lessons, vocab_size)
+    taught = prepare_teacher(
+        run.teacher if verb == "distill" else None,
+        config,
+        encoder=encoder,
+        material=material,
+        lessons=lessons,
+        device=run.device,
+    )
     corpus = load_corpus(config, run.tokenizer, vocab_size=vocab_size)
     settings = run_settings(config, **_contents(run, lessons, corpus))
     if resume and holds_a_run(run.folder):
@@ -184,33 +146,12 @@ def _train(config: RunConfig, verb: str, whole: RunConfig | None = None) -> RunF
     run.wait()
     _log.info("The loss is computed by: %s", describe(config.kernels.backend, run.device))
     _open_record(run, lessons, settings)
+    run.note(**taught)
     if text is not None and given_folder(config) is None and "answers" not in run.folder.record().get("stages", {}):
         run.note(stages={"answers": {"answers": len(text), "seconds": seconds}})
     student = _warmed_student(run, student, lessons, settings, vocab_size)
     _close(run, student, _main_stage(run, student, material.rows, lessons, settings, vocab_size, corpus))
     return run.folder
-
-
-def begin(config: RunConfig, verb: str, whole: RunConfig | None = None) -> Run:
-    """Check the settings, start the process group, load the tokenizer."""
-    check_training_settings(config)
-    folder = RunFolder(Path(config.output.folder))
-    if folder.path.exists() and not folder.path.is_dir():
-        raise SettingError(f"output.folder: {folder.path} is a file; name a folder")
-    arguments = training_arguments(config, folder.path)
-    run = Run(
-        config=config,
-        verb=verb,
-        folder=folder,
-        rank=arguments.process_index,
-        wait=arguments.distributed_state.wait_for_everyone,
-        device=arguments.device,
-        processes=arguments.world_size,
-        whole=config if whole is None else whole,
-    )
-    source = student_tokenizer(config.student, teacher_tokenizer(config.teacher, folder.path))
-    run.tokenizer = load_tokenizer(source, trust_remote_code=config.student.trust_remote_code)
-    return run
 
 
 def _contents(run: Run, lessons: Lessons, corpus: Any) -> dict[str, Any]:
@@ -225,49 +166,6 @@ def _contents(run: Run, lessons: Lessons, corpus: Any) -> dict[str, Any]:
         "contents.student": hash_student(run.config),
         "contents.teacher": None if run.teacher is None else run.teacher.fingerprint(),
     }
-
-
-def load_teacher(run: Run) -> None:
-    """Get the run's teacher ready, where it has one.
-
-    Raises:
-        SettingError: It cannot be used, or shares no vocabulary with the student.
-    """
-    if run.config.teacher is not None:
-        run.teacher = make_teacher(
-            run.config.teacher, student_tokenizer=run.tokenizer, folder=run.folder.path, device=run.device
-        )
-
-
-def _loaded_writer(run: Run) -> LiveTeacher:
-    teacher = run.config.teacher
-    model = live_teacher(teacher)
-    if teacher is None or model is None:
-        where = "there is none" if teacher is None else f"teacher.kind: {teacher.kind} has none here"
-        raise SettingError(
-            f"the teacher's model has to write text, and {where}; write the text where the model is (amidkd generate) "
-            "and name its folder in policy.folder, or set data.unlabelled: drop"
-        )
-    return make_live(model, student_tokenizer=run.tokenizer, device=run.device)
-
-
-def answering_of(run: Run, encoder: Encoder) -> Answering:
-    """What it takes to have text written in a run.
-
-    Args:
-        run: The run.
-        encoder: How prompts become tokens.
-    """
-    return Answering(
-        config=run.config,
-        teacher=None if run.config.teacher is None else run.writer,
-        tokenizer=run.tokenizer,
-        encoder=encoder,
-        device=run.device,
-        folder=run.folder.generated,
-        rank=run.rank,
-        world=run.processes,
-    )
 
 
 def _open_record(run: Run, lessons: Lessons, settings: dict[str, Any]) -> None:

@@ -26,7 +26,7 @@ from amidkd.record import RunFolder
 from amidkd.teachers import Teacher
 from amidkd.training.arguments import steps_of
 from amidkd.training.asking import Asking
-from amidkd.training.batches import CorpusRows, EpochBatches, Rows
+from amidkd.training.batches import CorpusBatches, CorpusRows, EpochBatches, Rows
 from amidkd.training.checkpoint import (
     cut_metrics,
     keep_newest,
@@ -108,7 +108,7 @@ class DistillationTrainer(Trainer):
         self.progress, self.last_backend = Progress(), ""
         self.total_steps = steps_of(arguments, len(examples))
         self._backbone = Backbone(student)
-        self._corpus = corpus
+        self._examples, self._corpus = examples, corpus
         self._make_batches(len(examples))
         self._chooser = Chooser(
             self.policy,
@@ -119,7 +119,7 @@ class DistillationTrainer(Trainer):
             add_up=self.add_up,
             eos_ids=frozenset(eos_ids_of(tokenizer, student)),
         )
-        self._asking = None if teacher is None else Asking(teacher, self.add_up)
+        self._asking = None if teacher is None else Asking(teacher, self.add_up, self._upcoming)
         self._begin_step(Tokens(0))
         self._saving_to: Path | None = None
         for callback in (PrinterCallback, ProgressCallback):
@@ -138,13 +138,12 @@ class DistillationTrainer(Trainer):
         place = {"rank": arguments.process_index, "world": arguments.world_size}
         size = arguments.per_device_train_batch_size
         self._batches = EpochBatches(count, batch_size=size, seed=seed, **place)
-        self._corpus_rows: CorpusRows | None = None
+        self._corpus_batches: CorpusBatches | None = None
         if corpus is not None:
             whole = size * arguments.gradient_accumulation_steps * arguments.world_size
             # Another stream than the rows', whatever their number.
-            self._corpus_rows = CorpusRows(
-                len(corpus.windows), per_step=corpus.per_step or whole, seed=seed + 2**32, **place
-            )
+            rows = CorpusRows(len(corpus.windows), per_step=corpus.per_step or whole, seed=seed + 2**32, **place)
+            self._corpus_batches = CorpusBatches(corpus.windows, rows, self.data_collator)
 
     def get_train_dataloader(self) -> DataLoader:
         """The rows in batches of this rank; places and tensors stay on the CPU until they are used."""
@@ -182,10 +181,13 @@ class DistillationTrainer(Trainer):
         if rows is not None:
             drawn = [self.data_collator(list(part)) for part in rows]
         sequences = [Sequences.from_batch(batch).to(device) for batch in drawn]
-        corpus = [self._corpus_part(part, len(drawn), device) for part in range(len(drawn))]
+        corpus: list[Sequences | None] = [None] * len(drawn)
+        if self._corpus_batches is not None:
+            corpus = [batch.to(device) for batch in self._corpus_batches.of(self.state.global_step, len(drawn))]
         tokens = self._chooser.count(rows, sequences, [text for text in corpus if text is not None])
         try:
-            self._ask_teacher(sequences)
+            if self._asking is not None:
+                self._asking.begin(self.state.global_step, sequences)
         except (TeacherError, SettingError) as error:
             self._chooser.take_back()
             stop_on_teacher(self, error)
@@ -193,23 +195,12 @@ class DistillationTrainer(Trainer):
         passes = [{"sequences": one, "corpus": text} for one, text in zip(sequences, corpus, strict=True)]
         return passes, tokens
 
-    def _ask_teacher(self, passes: Sequence[Sequences]) -> None:
-        if self._asking is None:
-            return
-        step, following = self.state.global_step, []
-        known = not self._chooser.writes and step + 1 < self.total_steps
-        if known and self.teacher is not None and not self.teacher.in_process:
-            rows = Rows(self.train_dataset.examples)
-            places = self._batches.of_step(step + 1, self.args.gradient_accumulation_steps)
-            following = [Sequences.from_batch(self.data_collator([rows[p] for p in part])) for part in places]
-        self._asking.begin(step, passes, following)
-
-    def _corpus_part(self, part: int, parts: int, device: torch.device) -> Sequences | None:
-        if self._corpus is None or self._corpus_rows is None:
-            return None
-        windows = Rows(self._corpus.windows)
-        places = self._corpus_rows.of(self.state.global_step, part, parts)
-        return Sequences.from_batch(self.data_collator([windows[place] for place in places])).to(device)
+    def _upcoming(self, step: int) -> list[Sequences]:
+        """The forward passes of a step whose rows are known beforehand."""
+        if self._chooser.writes or step >= self.total_steps:
+            return []
+        rows, places = Rows(self._examples), self._batches.of_step(step, self.args.gradient_accumulation_steps)
+        return [Sequences.from_batch(self.data_collator([rows[place] for place in part])) for part in places]
 
     def add_up(self, values: list[float]) -> list[float]:
         """Sum numbers over all ranks; every rank must call it."""

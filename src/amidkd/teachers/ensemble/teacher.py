@@ -70,11 +70,14 @@ class EnsembleTeacher:
             raise ValueError(f"weights must be {len(self.members)} numbers of at least 0, not all 0; got {weights}")
         self._weights = [weight / total for weight in weights]
 
-    def set_rows(self, rows: Iterable["Row"]) -> None:
+    def set_rows(self, rows: Iterable["Row"]) -> dict[int, int]:
         """Say which rows are whose, before any is asked for (``weights: by_row``).
 
         Args:
             rows: All rows that will come, with ``teacher_id``.
+
+        Returns:
+            Number of the teacher by ``Row.index``.
 
         Raises:
             SettingError: A row names no teacher of this ensemble; the message has its place.
@@ -84,6 +87,7 @@ class EnsembleTeacher:
         for row, member in found.items():
             members[row] = member
         self._row_members = members
+        return found
 
     def choose_weights(
         self,

@@ -1,0 +1,192 @@
+"""A run's teacher beside its rows: what goes together, what it must know, weights that are searched."""
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from amidkd.config import (
+    CachedTeacher,
+    EnsembleTeacher,
+    LiveTeacher,
+    RunConfig,
+    ServedTeacher,
+    StageTeacher,
+    WarmupPolicy,
+    live_teacher,
+    members_of,
+)
+from amidkd.data import Encoder, Example, Row, evaluation_rows
+from amidkd.errors import SettingError
+from amidkd.models import pad_id_of
+from amidkd.policies import writes_while_training
+from amidkd.teachers import Teacher
+from amidkd.teachers.cached import CachedTeacher as OpenCache
+from amidkd.teachers.ensemble import EnsembleTeacher as Ensemble
+from amidkd.training.lessons import Lessons, Material
+
+__all__ = ["check_teacher", "held_out_examples", "prepare_teacher", "templates_of"]
+
+_log = logging.getLogger("amidkd")
+
+
+def check_teacher(config: RunConfig, verb: str) -> None:
+    """Refuse settings of the teacher that do not go with the others, before anything is loaded.
+
+    Args:
+        config: The run.
+        verb: ``distill`` or ``sft``.
+
+    Raises:
+        SettingError: Naming the setting.
+    """
+    teacher = config.teacher
+    if teacher is None or verb == "sft":
+        return
+    if isinstance(config.policy, WarmupPolicy) and live_teacher(teacher) is None:
+        raise SettingError(
+            f"policy.kind: warmup has the teacher write, and teacher.kind: {teacher.kind} has no model here "
+            "that could; give one with teacher.kind: live"
+        )
+    for member in members_of(teacher):
+        if isinstance(member, StageTeacher):
+            raise SettingError(
+                f"teacher.kind: stage (stage: {member.stage}) means the student of an earlier stage, and this run has "
+                "no `stages`; name a model with teacher.model"
+            )
+        if isinstance(member, CachedTeacher) and writes_while_training(config.policy):
+            raise SettingError(
+                f"teacher.kind: cached with policy.kind: {config.policy.kind}: the student writes text while it "
+                "learns, and a cache holds only what the teacher said of text that was there before. Use teacher.kind: "
+                "live or served, or policy.kind: dataset or sequence_level"
+            )
+        if isinstance(member, LiveTeacher) and member.alignment == "text" and isinstance(teacher, EnsembleTeacher):
+            raise SettingError(
+                f"teacher.alignment: text ({member.title}) has no meaning in an ensemble, whose teachers speak of the "
+                "same tokens; use it alone, or distil from it in a stage of its own"
+            )
+        truncated = isinstance(member, CachedTeacher | ServedTeacher) and member.format == "top_k"
+        if truncated and config.objective.temperature != 1:
+            raise SettingError(
+                f"objective.temperature = {config.objective.temperature:g} with teacher.format: top_k: the tail of a "
+                "truncated distribution cannot be tempered; use temperature 1, or teacher.format: hidden"
+            )
+
+
+def prepare_teacher(
+    teacher: Teacher | None,
+    config: RunConfig,
+    *,
+    encoder: Encoder,
+    material: Material,
+    lessons: Lessons,
+    device: Any,
+) -> dict[str, Any]:
+    """Tell a teacher whose rows are whose, make sure that it knows them, and search weights where that is asked for.
+
+    Args:
+        teacher: The run's teacher.
+        config: The run.
+        encoder: How rows became tokens.
+        material: The rows.
+        lessons: What the run learns from.
+        device: Where signals are looked at.
+
+    Returns:
+        What the record keeps of it.
+
+    Raises:
+        SettingError: A row that a cache does not hold or that names no teacher; no held-out row to search weights on.
+    """
+    templates = templates_of(encoder, material.rows)
+    if isinstance(teacher, OpenCache):
+        teacher.check(lessons.examples, templates=templates, places=lessons.places)
+    if not isinstance(teacher, Ensemble) or not isinstance(config.teacher, EnsembleTeacher):
+        return {}
+    whose: dict[int, int] = {}
+    if config.teacher.weights == "by_row":
+        used = {example.row for example in lessons.examples}
+        whose = teacher.set_rows([row for row in material.rows if row.index in used])
+    for number, member in enumerate(teacher.members):
+        if isinstance(member, OpenCache):
+            own = [each for each in lessons.examples if whose.get(each.row, number) == number]
+            member.check(own, templates=templates, places=lessons.places)
+    if config.teacher.weights != "search":
+        return {}
+    return {"teacher_weights": _searched(teacher, config, config.teacher, encoder, device)}
+
+
+def _searched(
+    teacher: Ensemble, config: RunConfig, section: EnsembleTeacher, encoder: Encoder, device: Any
+) -> dict[str, float]:
+    examples = held_out_examples(
+        config, encoder, teacher.vocab_size, section.search.rows, "teacher.weights: search looks at held-out text"
+    )
+    if any(isinstance(member, OpenCache) for member in teacher.members):
+        raise SettingError(
+            "teacher.weights: search asks the teachers about held-out rows, which a cache of the training rows does "
+            "not hold; give the weights as numbers, or search them with live or served teachers"
+        )
+    term = config.objective.terms[0] if config.objective.terms is not None else config.objective
+    alpha = float(term.alpha) if isinstance(term.alpha, int | float) else -1.0
+    found = teacher.choose_weights(
+        examples,
+        pad_id=pad_id_of(encoder.tokenizer),
+        batch_size=config.training.per_device_train_batch_size,
+        alpha=alpha,
+        device=device,
+    )
+    titles = [Path(member.title).name for member in section.teachers]
+    names = [title if titles.count(title) == 1 else f"{number}: {title}" for number, title in enumerate(titles)]
+    weights = dict(zip(names, found, strict=True))
+    shown = ", ".join(f"{name} {weight:.3f}" for name, weight in weights.items())
+    _log.info("Weights of the teachers, searched on %d held-out rows: %s", len(examples), shown)
+    return weights
+
+
+def held_out_examples(config: RunConfig, encoder: Encoder, vocab_size: int, count: int, why: str) -> Sequence[Example]:
+    """Held-out rows with a completion, as tokens.
+
+    Args:
+        config: The run.
+        encoder: How rows become tokens.
+        vocab_size: Ids from here on cannot be learnt.
+        count: How many rows at most.
+        why: What asks for them, for messages.
+
+    Raises:
+        SettingError: There is none, or one has an id that cannot be learnt.
+    """
+    if config.data.validation is None and config.data.validation_rows is None and config.evaluation.data is None:
+        raise SettingError(
+            f"{why}; name rows in data.validation, or hold rows of the training file out with data.validation_rows"
+        )
+    rows = [row for row in evaluation_rows(config) if row.labelled][:count]
+    examples = encoder.encode(rows).examples
+    if not examples:
+        raise SettingError(f"{why}, and no held-out row has a completion; add some to data.validation")
+    for example in examples:
+        if max(example.tokens) >= vocab_size:
+            raise SettingError(
+                f"data.validation: token {max(example.tokens)} lies beyond the {vocab_size} ids that teacher and "
+                "student share"
+            )
+    return [replace(example, row=place) for place, example in enumerate(examples)]
+
+
+def templates_of(encoder: Encoder, rows: Sequence[Row]) -> dict[str, str | None]:
+    """How rows become text, by name; None for what none of them uses.
+
+    Args:
+        encoder: How rows become tokens.
+        rows: The rows.
+    """
+    bare, talks = any(row.prompt is not None for row in rows), any(row.messages is not None for row in rows)
+    chat = hashlib.sha256(str(encoder.tokenizer.chat_template).encode()).hexdigest()
+    return {
+        "prompt_template": encoder.config.prompt_template if bare else None,
+        "completion_template": encoder.config.completion_template if bare else None,
+        "chat_template": chat if talks else None,
+    }
