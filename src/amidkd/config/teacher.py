@@ -49,6 +49,12 @@ class LiveTeacher(_Model):
         description="`token`: teacher and student share a tokenizer, which is proved. `text`: they need not; their "
         "tokens are matched by the text that they stand for.",
     )
+    uld_weight: float = Field(
+        1.0,
+        ge=0,
+        description="With `alignment: text`, weight of the distance between the tokens that only one tokenizer has, "
+        "compared by rank (universal logit distillation).",
+    )
 
     @property
     def title(self) -> str:

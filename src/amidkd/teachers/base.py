@@ -8,6 +8,7 @@ from torch import Tensor
 
 from amidkd.errors import TeacherError
 from amidkd.signals import Signal
+from amidkd.teachers.aligned import Aligned
 
 if TYPE_CHECKING:
     from amidkd.data import Sequences
@@ -41,7 +42,7 @@ class Grouped:
     groups: tuple[Group, ...]
 
 
-Said = Signal | Grouped
+Said = Signal | Grouped | Aligned
 
 
 @runtime_checkable

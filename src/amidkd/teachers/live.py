@@ -20,7 +20,15 @@ from amidkd.teachers.vocabulary import prove_same_vocabulary
 if TYPE_CHECKING:
     from amidkd.data import Sequences
 
-__all__ = ["LiveTeacher", "fingerprint_of", "hash_files", "hash_weights", "make_live", "self_distillation_loss"]
+__all__ = [
+    "LiveTeacher",
+    "fingerprint_of",
+    "hash_files",
+    "hash_weights",
+    "load_live",
+    "make_live",
+    "self_distillation_loss",
+]
 
 
 @final
@@ -143,6 +151,23 @@ def make_live(
     """
     tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
     shared = prove_same_vocabulary(teacher=tokenizer, student=student_tokenizer)
+    return load_live(config, tokenizer, vocab_size=shared, device=device)
+
+
+def load_live(
+    config: LiveTeacherConfig, tokenizer: Any, *, vocab_size: int, device: str | torch.device | None = None
+) -> LiveTeacher:
+    """Load a teacher's model.
+
+    Args:
+        config: The run file's ``teacher``.
+        tokenizer: Its tokenizer.
+        vocab_size: The vocabulary that it speaks of.
+        device: Where the teacher goes unless its section names another.
+
+    Raises:
+        SettingError: The model, adapter or an extra is missing.
+    """
     model = load_model(
         config.model,
         dtype=config.dtype,
@@ -152,7 +177,7 @@ def make_live(
         quantization=config.quantization,
         trust_remote_code=config.trust_remote_code,
     )
-    return LiveTeacher(model, tokenizer, vocab_size=shared, sources=_sources(config), variant=_variant(config))
+    return LiveTeacher(model, tokenizer, vocab_size=vocab_size, sources=_sources(config), variant=_variant(config))
 
 
 def fingerprint_of(config: LiveTeacherConfig, *, vocab_size: int) -> str | None:
