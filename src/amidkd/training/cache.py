@@ -21,10 +21,10 @@ from amidkd.models import pad_id_of
 from amidkd.teachers import Teacher
 from amidkd.teachers.cached import CacheSettings, Plan, cache_folder, entries_of, plan_cache, write_cache
 from amidkd.training.answering import text_examples
-from amidkd.training.cached_rows import templates_of
+from amidkd.training.context import Run, answering_of, begin, load_teacher
 from amidkd.training.hooks import Counter
 from amidkd.training.lessons import Lessons, check_tokens, gather_lessons, read_rows, rows_to_answer
-from amidkd.training.run import Run, answering_of, begin, load_teacher
+from amidkd.training.teaching import templates_of
 
 __all__ = ["run_cache"]
 

@@ -12,7 +12,7 @@ from amidkd.kernels import distillation_loss
 from amidkd.maths import Objective, divergence
 from amidkd.maths.coarse import log_complement
 from amidkd.signals import Hidden, Logits, Signal, TopK
-from amidkd.teachers import Grouped, Said
+from amidkd.teachers import Aligned, Grouped, Said
 
 __all__ = ["token_entropy", "token_log_probs", "token_variation"]
 
@@ -39,7 +39,7 @@ def token_log_probs(said: Said, labels_N: Tensor, *, vocab_size: int | None, **k
     if isinstance(said, TopK):
         return _listed(said, labels_N, vocab_size)
     out = distillation_loss(
-        student=said,
+        student=_full(said),
         labels=labels_N,
         cross_entropy_weight=1.0,
         reduction="none",
@@ -77,6 +77,7 @@ def token_entropy(said: Said, *, vocab_size: int | None, **kernels: Any) -> Tens
         log_p = said.log_probs.float()
         tail_N = log_complement(log_p) if said.log_tail is None else said.log_tail.float()
         return torch.special.entr(torch.cat([log_p, tail_N[:, None]], dim=-1).softmax(-1)).sum(-1)
+    said = _full(said)
     if isinstance(said, Hidden):
         width, flat = said.weight.shape[0], Logits(said.states.new_zeros(1, said.weight.shape[0]))
         flat = Logits(flat.logits.expand(said.states.shape[0], width))
@@ -103,6 +104,8 @@ def token_variation(student: Hidden | Logits, teacher: Said, *, vocab_size: int 
             return token_variation(_at(student, place_n), signal, vocab_size=vocab_size, **kernels)
 
         return _by_group(teacher, one)
+    if isinstance(teacher, Aligned):
+        raise TypeError(_TEXT)
     out = distillation_loss(
         student=student, teacher=teacher, objective=_VARIATION, reduction="none", vocab_size=vocab_size, **kernels
     )
@@ -111,6 +114,16 @@ def token_variation(student: Hidden | Logits, teacher: Said, *, vocab_size: int 
 
 _FORWARD = Objective(divergence=divergence("kl"), between="teacher||student")
 _VARIATION = Objective(divergence=divergence("total_variation"), between="teacher||student")
+
+
+_TEXT = "a teacher that is aligned by text does not speak of the student's single tokens"
+
+
+def _full(said: Said) -> Hidden | Logits:
+    if isinstance(said, Hidden | Logits):
+        return said
+    kind = type(said).__name__
+    raise TypeError(_TEXT if isinstance(said, Aligned) else f"whole distributions are needed; got {kind}")
 
 
 def _at(student: Hidden | Logits, place_n: Tensor | None) -> Hidden | Logits:
