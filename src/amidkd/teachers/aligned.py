@@ -1,5 +1,8 @@
 """What a teacher with another tokenizer says of a batch."""
 
+# Tensors carry their shape in their name.
+# ruff: noqa: N815
+
 from dataclasses import dataclass
 
 from torch import Tensor

@@ -16,6 +16,9 @@ product for the text itself is the same, but the rest no longer adds up to 1.) W
 the other tokens, so that it keeps its digits where the product is close to 1.
 """
 
+# Tensors carry their shape in their name.
+# ruff: noqa: N815
+
 from dataclasses import dataclass
 
 import torch
@@ -161,6 +164,8 @@ def _put(table: Tensor, column_c: Tensor, value_c: Tensor) -> Tensor:
 def _log_sum(log_p: Tensor) -> Tensor:
     """Log-sum-exp of each row, −inf where nothing has mass; differentiable there."""
     empty = (log_p == -torch.inf).all(-1)
-    return log_p.masked_fill(empty[:, None], 0.0).logsumexp(-1).masked_fill(empty, -torch.inf) if log_p.shape[-1] else (
-        torch.full_like(log_p.sum(-1), -torch.inf)
+    return (
+        log_p.masked_fill(empty[:, None], 0.0).logsumexp(-1).masked_fill(empty, -torch.inf)
+        if log_p.shape[-1]
+        else (torch.full_like(log_p.sum(-1), -torch.inf))
     )

@@ -14,7 +14,7 @@ from amidkd.models import load_tokenizer, vocabulary_size
 from amidkd.teachers.aligned import Aligned
 from amidkd.teachers.alignment.pieces import Pieces
 from amidkd.teachers.alignment.shared import shared_tokens
-from amidkd.teachers.alignment.spans import Row, align
+from amidkd.teachers.alignment.spans import Row, Span, align
 from amidkd.teachers.live import LiveTeacher, load_live
 from amidkd.teachers.vocabulary import prove_same_vocabulary
 
@@ -47,7 +47,9 @@ class TextTeacher:
         self.student = Pieces(student_tokenizer, side="student")
         self.uld_weight = uld_weight
         self._longest = _longest(live.model)
-        self._shared = [torch.tensor(ids, dtype=torch.long) for ids in shared_tokens(self.teacher, self.student)]
+        ours, theirs = shared_tokens(self.teacher, self.student)
+        self._shared = [torch.tensor(ids, dtype=torch.long) for ids in (ours, theirs)]
+        self._partners = dict(zip(ours, theirs, strict=True))
         self._student_text = student_tokenizer.backend_tokenizer.to_str()
 
     @property
@@ -93,8 +95,14 @@ class TextTeacher:
         ):
             length = sum(there)
             row = align(tokens[:length], targets[:length], teacher=self.teacher, student=self.student)
-            found.append(_cut(row, self._longest))
+            spans = [span for span in row.spans if self._comparable(span, tokens, row.tokens)]
+            found.append(_cut(Row(row.tokens, tuple(spans)), self._longest))
         return found
+
+    def _comparable(self, span: Span, ours: Sequence[int], theirs: Sequence[int]) -> bool:
+        """Whether a token each is one token both have: several may stand for the same bytes, paired with others."""
+        (a, b), (c, d) = span.student, span.teacher
+        return b - a > 1 or d - c > 1 or self._partners.get(ours[a]) == theirs[c]
 
     def expect(self, batches: Sequence["Sequences"]) -> None:
         """Nothing to begin: the model is here."""
