@@ -215,6 +215,16 @@ def _doctor(options: argparse.Namespace) -> int:
     return 0 if examine(config, show=print) else 1
 
 
+def _serve(options: argparse.Namespace) -> int:
+    from amidkd.config import load_serving
+
+    teacher, settings = load_serving(options.source, options.overrides)
+    from amidkd.serving import serve
+
+    serve(teacher, settings, ready=lambda url: print(f"Serving {teacher.title} at {url}", flush=True))
+    return 0
+
+
 def _cite(options: argparse.Namespace) -> int:
     from amidkd.citations import citations_of
 
@@ -237,6 +247,7 @@ _VERBS: dict[str, tuple[Callable[[argparse.Namespace], int], str]] = {
     "sft": (_train("sft"), "train by cross-entropy: a teacher, a starting point or a baseline"),
     "generate": (_generate, "write the teacher's, or the student's, text to the prompts"),
     "cache": (_cache, "ask the teacher about all rows, once, into files that training reads"),
+    "serve": (_serve, "serve a run's teacher, or a model folder, to students on other machines"),
     "eval": (_eval, "measure a run's student beside its teacher"),
     "report": (_report, "write a run's report.html"),
     "cite": (_cite, "print BibTeX for the methods that a run uses"),

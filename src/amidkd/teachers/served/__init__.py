@@ -1,3 +1,6 @@
-"""A teacher on another machine."""
+"""A teacher on another machine: `amidkd serve`, or a vLLM server."""
 
-__all__: list[str] = []
+from amidkd.teachers.served.client import ServedTeacher
+from amidkd.teachers.served.connect import connect, fetch_tokenizer
+
+__all__ = ["ServedTeacher", "connect", "fetch_tokenizer"]

@@ -5,6 +5,9 @@ says there. Each answer begins with a checksum of all that follows, names the mo
 digest of each row that it speaks of, so that the client knows that it holds a signal of the tokens that it sent.
 """
 
+# Tensors carry their shape in their name.
+# ruff: noqa: N815
+
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -38,6 +41,8 @@ BINARY = "application/octet-stream"
 
 _CHECKSUM = 32
 _DIGEST = 16
+# A RecursionError is what deeply nested JSON raises.
+_UNREADABLE = (SafetensorError, ValueError, KeyError, TypeError, RecursionError)
 _REQUEST = ("counts", "lengths", "places", "tokens")
 
 
@@ -125,7 +130,7 @@ def open_sealed(data: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise DamagedError(f"the answer ({len(data)} bytes) does not match its checksum")
     try:
         return load(content), _facts(content)
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+    except _UNREADABLE as error:
         raise DamagedError(f"the answer cannot be read ({error})") from error
 
 
@@ -146,15 +151,19 @@ def pack_request(rows: Sequence[ScoredRow], wish: Wish) -> bytes:
     return save(tensors, {"facts": json.dumps(facts)})
 
 
-def read_request(data: bytes) -> tuple[list[ScoredRow], Wish]:
+def read_request(data: bytes, *, max_rows: int) -> tuple[list[ScoredRow], Wish]:
     """The inverse of :func:`pack_request`, of bytes from anybody.
+
+    Args:
+        data: The body of a request.
+        max_rows: The most rows of one.
 
     Raises:
         RequestError: They are no request.
     """
     try:
         tensors, facts = load(data), _facts(data)
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+    except _UNREADABLE as error:
         raise RequestError(f"the body is no request in safetensors ({error})", 400) from error
     if facts.get("protocol") != PROTOCOL:
         raise RequestError(f"protocol {facts.get('protocol')!r}; this server speaks {PROTOCOL}", 400)
@@ -167,12 +176,14 @@ def read_request(data: bytes) -> tuple[list[ScoredRow], Wish]:
     tokens, lengths, places, counts = (tensors[name].long() for name in ("tokens", "lengths", "places", "counts"))
     if len(lengths) == 0 or len(lengths) != len(counts):
         raise RequestError(f"a request has as many lengths as counts, at least one; got {len(lengths)}, {len(counts)}")
+    if len(lengths) > max_rows:
+        raise RequestError(f"{len(lengths)} rows; a request has at most {max_rows} (serve.max_rows)", 413)
     if int(lengths.min()) < 2 or int(counts.min()) < 1:
         raise RequestError("a row has at least two tokens and one place")
     if int(lengths.sum()) != len(tokens) or int(counts.sum()) != len(places):
         raise RequestError(
-            f"lengths and counts add up to {int(lengths.sum())} and {int(counts.sum())}; there are {len(tokens)} tokens "
-            f"and {len(places)} places"
+            f"lengths and counts add up to {int(lengths.sum())} and {int(counts.sum())}; there are {len(tokens)} "
+            f"tokens and {len(places)} places"
         )
     rows = list(map(ScoredRow, tokens.split(lengths.tolist()), places.split(counts.tolist())))
     for number, row in enumerate(rows):
