@@ -136,8 +136,8 @@ class _Desk:
         finally:
             # Does nothing where the answer is there or under way.
             future.cancel()
-        facts = {**self._model.facts, "format": wish.form, "seconds": scored.seconds}
-        return await _binary(lambda: sealed({**scored.tensors, "digests": digests_of(rows)}, facts))
+        facts = {**self._model.facts, "format": wish.form}
+        return await _binary(lambda: sealed({**scored, "digests": digests_of(rows)}, facts))
 
 
 def _guard(token: str | None) -> Callable[[Request], Awaitable[None]]:

@@ -7,7 +7,6 @@ to the rounding of the model's arithmetic, which depends on the shape of a batch
 import logging
 import queue
 import threading
-import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -22,22 +21,13 @@ from amidkd.teachers import LiveTeacher
 from amidkd.teachers.served.protocol import ScoredRow, Wish
 from amidkd.teachers.truncation import truncated
 
-__all__ = ["Scored", "Worker"]
+__all__ = ["Worker"]
 
 _log = logging.getLogger("amidkd")
 
 
-@dataclass(frozen=True)
-class Scored:
-    """What the teacher says of a request's rows.
-
-    Args:
-        tensors: ``ids``, ``log_probs``, ``log_tail``; or ``states``.
-        seconds: Its part of the time that the model took.
-    """
-
-    tensors: dict[str, Tensor]
-    seconds: float
+Scored = dict[str, Tensor]
+"""What the teacher says of a request's rows: ``ids``, ``log_probs``, ``log_tail``; or ``states``."""
 
 
 @dataclass(eq=False)
@@ -46,7 +36,6 @@ class _Job:
     wish: Wish
     future: "Future[Scored]" = field(default_factory=Future)
     parts: list[dict[str, Tensor]] = field(default_factory=list)
-    seconds: float = 0.0
 
     def __post_init__(self) -> None:
         self.parts = [{} for _ in self.rows]
@@ -113,8 +102,7 @@ class Worker:
         for job in jobs:
             if not job.future.done():
                 names = job.parts[0].keys()
-                tensors = {name: torch.cat([part[name] for part in job.parts]) for name in names}
-                job.future.set_result(Scored(tensors, job.seconds))
+                job.future.set_result({name: torch.cat([part[name] for part in job.parts]) for name in names})
 
     def _batches(self, entries: list[tuple[_Job, int]]) -> list[list[tuple[_Job, int]]]:
         """Rows, sorted by length, in pieces whose padded size stays in bounds."""
@@ -131,7 +119,6 @@ class Worker:
         batch = [(job, number) for job, number in batch if not job.future.done()]
         if not batch:
             return
-        start = time.monotonic()
         rows = [job.rows[number] for job, number in batch]
         try:
             tensors = self._signal(rows, wish)
@@ -143,12 +130,10 @@ class Worker:
             _log.warning("a row of %d tokens failed: %s: %s", len(rows[0].tokens_T), type(error).__name__, error)
             batch[0][0].future.set_exception(error)
             return
-        seconds = (time.monotonic() - start) / len(batch)
         counts = [len(row.places_n) for row in rows]
         pieces = {name: tensor.split(counts) for name, tensor in tensors.items()}
         for place, (job, number) in enumerate(batch):
             job.parts[number] = {name: split[place] for name, split in pieces.items()}
-            job.seconds += seconds
 
     def _signal(self, rows: Sequence[ScoredRow], wish: Wish) -> dict[str, Tensor]:
         signal = self._teacher.signal(_sequences(rows).to(self._teacher.device))

@@ -73,7 +73,7 @@ def read_whole(content: bytes, headers: Mapping[str, str]) -> tuple[dict[str, Te
 
 def read_answer(
     content: bytes, headers: Mapping[str, str], *, rows: Sequence[ScoredRow], wish: Wish, fingerprint: str
-) -> tuple[dict[str, Tensor], float]:
+) -> dict[str, Tensor]:
     """What the teacher says of rows: exactly these, by this model.
 
     Args:
@@ -84,7 +84,7 @@ def read_answer(
         fingerprint: Of the model that must have said it.
 
     Returns:
-        The tensors of the answer, and the seconds that the server's model took.
+        The tensors of the answer.
 
     Raises:
         PassingError: It is damaged, or speaks of other rows.
@@ -99,8 +99,7 @@ def read_answer(
     wrong = _wrong_top_k(tensors, count, wish) if wish.form == "top_k" else _wrong_states(tensors, count)
     if wrong:
         raise PassingError(f"the answer is none: {wrong}")
-    seconds = facts.get("seconds")
-    return tensors, float(seconds) if isinstance(seconds, int | float) else 0.0
+    return tensors
 
 
 def read_head(content: bytes, headers: Mapping[str, str], *, fingerprint: str, width: int) -> Hidden:

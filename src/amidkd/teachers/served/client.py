@@ -2,9 +2,7 @@
 
 import hashlib
 import threading
-import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
 from functools import partial
 from typing import TYPE_CHECKING, Any, final
 
@@ -14,17 +12,15 @@ from torch import Tensor
 from amidkd.config import ServedTeacher as ServedTeacherConfig
 from amidkd.errors import SettingError, TeacherError
 from amidkd.signals import Hidden, TopK
+from amidkd.teachers.served.ahead import Ahead, scored_rows
 from amidkd.teachers.served.answers import read_answer
-from amidkd.teachers.served.errands import Errands
 from amidkd.teachers.served.http import TeacherClient
-from amidkd.teachers.served.protocol import BINARY, ScoredRow, Wish, bytes_per_token, digests_of, pack_request
+from amidkd.teachers.served.protocol import BINARY, ScoredRow, Wish, bytes_per_token, pack_request
 
 if TYPE_CHECKING:
     from amidkd.data import Sequences
 
-__all__ = ["ServedTeacher", "rows_of"]
-
-Answer = tuple[dict[str, Tensor], float]
+__all__ = ["ServedTeacher"]
 
 
 @final
@@ -51,16 +47,16 @@ class ServedTeacher:
         closing: threading.Event,
     ) -> None:
         self.vocab_size = vocab_size
-        self._client, self._info, self._head, self._closing = client, info, head, closing
+        self._client, self._info, self._head = client, info, head
         top_k = min(config.top_k, vocab_size) if config.format == "top_k" else 0
         self._wish = Wish(config.format, top_k, vocab_size)
-        self._batch_rows = min(config.batch_rows, int(info["max_rows"]))
-        self._errands = Errands(config.connections)
-        self._asked: dict[bytes, list[Future[Any]]] = {}
-        self._uses: dict[bytes, int] = {}
         self._heads: dict[torch.device, Hidden] = {}
-        self._waited, self._server, self._answers = 0.0, 0.0, 0
-        self._lock = threading.Lock()
+        self._ahead: Ahead[dict[str, Tensor]] = Ahead(
+            self._ask,
+            connections=config.connections,
+            batch_rows=min(config.batch_rows, int(info["max_rows"])),
+            closing=closing,
+        )
 
     @property
     def in_process(self) -> bool:
@@ -77,39 +73,17 @@ class ServedTeacher:
             SettingError: A token or length that the teacher does not take.
             TeacherError: No sound answer, after as many tries as the run file allows.
         """
-        rows = rows_of(sequences)
-        key = _key(rows)
-        asked = self._asked.get(key)
-        if asked is None:
-            asked = self._ask_for(rows)
-        self._uses[key] = self._uses.get(key, 1) - 1
-        if self._uses[key] <= 0:
-            self._asked.pop(key, None)
-            del self._uses[key]
-        start = time.monotonic()
+        self._check(scored_rows(sequences))
         try:
-            parts = [future.result() for future in asked]
+            parts = self._ahead.answers(sequences)
         except SettingError as error:
             # The settings were good when training began; it is the server that changed.
             raise TeacherError(str(error)) from error
-        finally:
-            self._waited += time.monotonic() - start
-            if any(future.done() and (future.cancelled() or future.exception()) for future in asked):
-                # What failed is not kept: another call asks again.
-                self._asked.pop(key, None)
-        return self._assembled([tensors for tensors, _ in parts], sequences.tokens_BT.device)
+        return self._assembled(parts, sequences.tokens_BT.device)
 
     def expect(self, batches: Sequence["Sequences"]) -> None:
         """Ask ahead for these batches, in order; what was asked for and is not among them is given up."""
-        rows = [rows_of(batch) for batch in batches]
-        keys = [_key(each) for each in rows]
-        for key in [key for key in self._asked if key not in keys]:
-            for future in self._asked.pop(key):
-                future.cancel()
-        self._uses = {key: keys.count(key) for key in keys}
-        for key, each in zip(keys, rows, strict=True):
-            if key not in self._asked:
-                self._asked[key] = self._ask_for(each)
+        self._ahead.expect(batches)
 
     def begin_step(self, step: int) -> None:
         """Nothing hangs on the step."""
@@ -119,23 +93,12 @@ class ServedTeacher:
         return hashlib.sha256(f"{self._info['fingerprint']}|{self._wish}".encode()).hexdigest()
 
     def statistics(self) -> dict[str, float]:
-        """What asking has cost so far.
-
-        Returns:
-            ``waited``: seconds that :meth:`signal` waited for answers; ``server``: seconds that the server's model
-            took for them; ``answers``: how many came.
-        """
-        with self._lock:
-            return {"waited": self._waited, "server": self._server, "answers": self._answers}
+        """What asking has cost so far; the keys are those of :meth:`Ahead.statistics`."""
+        return self._ahead.statistics()
 
     def close(self) -> None:
         """Give up what is asked for and let the threads end."""
-        self._closing.set()
-        for asked in self._asked.values():
-            for future in asked:
-                future.cancel()
-        self._asked.clear()
-        self._errands.close()
+        self._ahead.close()
 
     def probe(self) -> None:
         """Have a short row scored, so that what is wrong shows before training.
@@ -148,21 +111,16 @@ class ServedTeacher:
         tokens = (torch.arange(length) * 7919 + 3) % self.vocab_size
         self._ask([ScoredRow(tokens, torch.arange(length - 1))])
 
-    def _ask_for(self, rows: list[ScoredRow]) -> list["Future[Any]"]:
-        self._check(rows)
-        return [self._errands.give(partial(self._ask, piece)) for piece in self._pieces(rows)]
-
-    def _ask(self, rows: list[ScoredRow]) -> Answer:
-        def read(content: bytes, headers: Mapping[str, str]) -> Answer:
-            return read_answer(content, headers, rows=rows, wish=self._wish, fingerprint=str(self._info["fingerprint"]))
-
-        if self._closing.is_set():
-            raise TeacherError("the teacher was closed")
-        answer: Answer = self._client.ask("POST", "/score", pack_request(rows, self._wish), read=read, kind=BINARY)
-        with self._lock:
-            self._server += answer[1]
-            self._answers += 1
-        return answer
+    def _ask(self, rows: list[ScoredRow]) -> list[dict[str, Tensor]]:
+        """What the server says of each row."""
+        found: list[dict[str, Tensor]] = []
+        for piece in self._pieces(rows):
+            read = partial(read_answer, rows=piece, wish=self._wish, fingerprint=str(self._info["fingerprint"]))
+            tensors = self._client.ask("POST", "/score", pack_request(piece, self._wish), read=read, kind=BINARY)
+            counts = [len(row.places_n) for row in piece]
+            split = {name: tensor.split(counts) for name, tensor in tensors.items()}
+            found += [{name: parts[place] for name, parts in split.items()} for place in range(len(piece))]
+        return found
 
     def _check(self, rows: list[ScoredRow]) -> None:
         for row in rows:
@@ -178,7 +136,7 @@ class ServedTeacher:
                 )
 
     def _pieces(self, rows: list[ScoredRow]) -> list[list[ScoredRow]]:
-        """Rows, in order, in requests that the server takes."""
+        """Rows, in order, in requests whose size the server takes."""
         each = bytes_per_token(self._wish, hidden_bytes=int(self._info["hidden_bytes"]))
         pieces: list[list[ScoredRow]] = []
         sent = returned = 0
@@ -187,7 +145,7 @@ class ServedTeacher:
             # Room for the names and shapes around the numbers.
             full = sent + there + 4096 > self._info["max_request_bytes"]
             full = full or returned + back > self._info["max_answer_bytes"]
-            if not pieces or full or len(pieces[-1]) == self._batch_rows:
+            if not pieces or full:
                 pieces.append([])
                 sent = returned = 0
             pieces[-1].append(row)
@@ -209,23 +167,3 @@ class ServedTeacher:
             return TopK(empty.to(torch.int64), empty, empty[:, 0])
         whole = {name: torch.cat([part[name] for part in parts]).to(device) for name in parts[0]}
         return TopK(whole["ids"].to(torch.int64), whole["log_probs"], whole["log_tail"])
-
-
-def rows_of(sequences: "Sequences") -> list[ScoredRow]:
-    """The rows of a batch that have a supervised token, without their padding.
-
-    Args:
-        sequences: A batch, padded anywhere.
-    """
-    tokens, attention = sequences.tokens_BT.cpu(), sequences.attention_BT.cpu() != 0
-    predicts = sequences.predicts_BT().cpu()
-    found = []
-    for row in range(tokens.shape[0]):
-        places = predicts[row, attention[row]].nonzero()[:, 0]
-        if len(places):
-            found.append(ScoredRow(tokens[row, attention[row]].to(torch.int64), places))
-    return found
-
-
-def _key(rows: list[ScoredRow]) -> bytes:
-    return digests_of(rows).numpy().tobytes()
