@@ -1,7 +1,8 @@
 """Reading a cache: an index of keys in memory, everything else from files when it is asked for."""
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -12,7 +13,7 @@ from amidkd.errors import SettingError, TeacherError
 from amidkd.signals import Hidden, TopK
 from amidkd.teachers.cached.head import read_head
 from amidkd.teachers.cached.manifest import Manifest, shard_name
-from amidkd.teachers.cached.shards import open_shard, read_keys, read_rows
+from amidkd.teachers.cached.shards import open_shard, read_keys, read_rows, read_supervised
 
 __all__ = ["CacheReader", "Wanted"]
 
@@ -96,8 +97,21 @@ class CacheReader:
         return self._layout.decode(columns, self.head)
 
     def missing(self, wanted: Iterable[Wanted]) -> Wanted | None:
-        """The first sequence that is not here, or None."""
-        return next((each for each in wanted if each.targets.any() and self.find(each.key) is None), None)
+        """A sequence that is not here with all of its supervised positions, or None."""
+        by_shard: dict[int, list[tuple[int, int, Wanted]]] = {}
+        for each in wanted:
+            if not each.targets.any():
+                continue
+            at = self.find(each.key)
+            if at is None:
+                return each
+            by_shard.setdefault(at[0], []).append((at[1], at[2], each))
+        for shard, rows in sorted(by_shard.items()):
+            stored, starts = self._supervised(shard)
+            for group, place, each in rows:
+                if (each.targets & ~stored[starts[group] + place]).any():
+                    return each
+        return None
 
     def close(self) -> None:
         """Close the files."""
@@ -142,13 +156,23 @@ class CacheReader:
         return [column[keep] for column in columns]
 
     def _rows(self, shard: int, rows: Sequence[tuple[int, int]]) -> list[tuple[bytes, np.ndarray, list[np.ndarray]]]:
+        with self._readable(shard):
+            return read_rows(self._open(shard), self._layout, rows)
+
+    def _supervised(self, shard: int) -> tuple[list[np.ndarray], np.ndarray]:
+        with self._readable(shard):
+            return read_supervised(self._open(shard))
+
+    @contextmanager
+    def _readable(self, shard: int) -> Iterator[None]:
+        """Say which file it was that could not be read."""
         import pyarrow
 
         try:
-            return read_rows(self._open(shard), self._layout, rows)
+            yield
+        except SettingError:
+            raise
         except (pyarrow.ArrowException, OSError, ValueError) as error:
-            if isinstance(error, SettingError):
-                raise
             path = self._folder / shard_name(shard)
             raise TeacherError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
 

@@ -12,7 +12,7 @@ from amidkd.errors import SettingError
 from amidkd.teachers.cached.entries import KEY_BYTES, Entry
 from amidkd.teachers.cached.layout import Layout
 
-__all__ = ["ROW_BYTES", "ShardWriter", "new_shard", "open_shard", "read_keys", "read_rows"]
+__all__ = ["ROW_BYTES", "ShardWriter", "new_shard", "open_shard", "read_keys", "read_rows", "read_supervised"]
 
 # A row of a shuffled batch costs the reading of its group.
 _GROUP_BYTES = 2**16
@@ -90,8 +90,10 @@ def new_shard(path: Path, layout: Layout) -> Iterator[ShardWriter]:
     try:
         with temporary.open("wb") as file:
             writer = ShardWriter(file, layout)
-            yield writer
-            writer.close()
+            try:
+                yield writer
+            finally:
+                writer.close()
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -140,6 +142,21 @@ def read_keys(shard: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return keys, groups, places
 
 
+def read_supervised(shard: Any) -> tuple[list[np.ndarray], np.ndarray]:
+    """Which positions a file's rows hold.
+
+    Args:
+        shard: From :func:`open_shard`.
+
+    Returns:
+        The supervised positions [T] of each row, in order; the first row of each row group.
+    """
+    table = shard.read(columns=["length", "supervised"], use_threads=False)
+    rows = zip(table["length"].to_pylist(), table["supervised"].to_pylist(), strict=True)
+    sizes = [shard.metadata.row_group(number).num_rows for number in range(shard.metadata.num_row_groups)]
+    return [_targets(bits, length) for length, bits in rows], np.cumsum([0, *sizes[:-1]])
+
+
 def read_rows(
     shard: Any, layout: Layout, rows: Sequence[tuple[int, int]]
 ) -> list[tuple[bytes, np.ndarray, list[np.ndarray]]]:
@@ -165,13 +182,17 @@ def read_rows(
 
 def _row(values: Sequence[Any], layout: Layout) -> tuple[bytes, np.ndarray, list[np.ndarray]]:
     key, length, bits, *payload = values
-    targets = np.unpackbits(np.frombuffer(bits.as_py(), dtype=np.uint8), count=length.as_py()).astype(bool)
+    targets = _targets(bits.as_py(), length.as_py())
     sizes = [size for _, size in layout.columns]
     signal = [
         np.frombuffer(value.as_buffer(), dtype=np.uint8).reshape(-1, size)
         for value, size in zip(payload, sizes, strict=True)
     ]
     return key.as_py(), targets, signal
+
+
+def _targets(bits: bytes, length: int) -> np.ndarray:
+    return np.unpackbits(np.frombuffer(bits, dtype=np.uint8), count=length).astype(bool)
 
 
 def _schema(layout: Layout) -> Any:

@@ -124,9 +124,9 @@ class CachedTeacher:
         fix = "Set these back, or make a cache of this run with `amidkd cache RUN` in another teacher.folder."
         check_same(self.manifest.made_with, templates, self.folder, fix=fix)
         raise SettingError(
-            f"{places[missing.row]}: the row is not in the cache {self.folder}, which was made of other rows or with "
-            "another data.max_length; set these back, or make a cache of this run with `amidkd cache RUN` in another "
-            "teacher.folder"
+            f"{places[missing.row]}: the row, or a supervised token of it, is not in the cache {self.folder}, which "
+            "was made of other rows or with another data.max_length; set these back, or make a cache of this run with "
+            "`amidkd cache RUN` in another teacher.folder"
         )
 
     def _begin(self) -> None:
