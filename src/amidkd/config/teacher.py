@@ -209,8 +209,8 @@ class EnsembleTeacher(Section):
             raise ValueError(f"weights: {len(self.weights)} numbers for {len(self.teachers)} teachers")
         if any(isinstance(member, LiveTeacher) and member.alignment == "text" for member in self.teachers):
             raise ValueError(
-                "teachers: a teacher with `alignment: text` speaks of spans of text and cannot be mixed with others token "
-                "by token; use it alone"
+                "teachers: a teacher with `alignment: text` speaks of spans of text and cannot be mixed with others by "
+                "token; use it alone"
             )
         names = [member.name for member in self.teachers if member.name is not None]
         if len(set(names)) < len(names):

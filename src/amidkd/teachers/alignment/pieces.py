@@ -17,6 +17,7 @@ __all__ = ["Pieces"]
 _SPACE = "▁"
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _BROKEN = re.compile("([\ud800-\udfff])")
+_BROKEN_OR_MARK = re.compile(f"([\ud800-\udfff{_SPACE}])")
 
 
 @final
@@ -92,7 +93,7 @@ class Pieces:
             SettingError: A byte that no token stands for.
         """
         found: list[int] = []
-        for part, broken in _parts(text):
+        for part, broken in _parts(text, _BROKEN if self._byte_level else _BROKEN_OR_MARK):
             ids = [] if broken else self._plain.encode(part.decode(), add_special_tokens=False).ids
             if broken or b"".join(self.tokens[number] or b"" for number in ids) != part:
                 ids = [self._byte_id(byte) for byte in part]
@@ -186,8 +187,8 @@ def _plain(backend: Any, layout: dict[str, Any]) -> Any:
     return plain
 
 
-def _parts(text: bytes) -> Iterator[tuple[bytes, bool]]:
-    """Bytes as runs that are UTF-8 and single bytes that are not."""
-    for part in _BROKEN.split(text.decode("utf-8", errors="surrogateescape")):
+def _parts(text: bytes, broken: re.Pattern[str]) -> Iterator[tuple[bytes, bool]]:
+    """Bytes as runs that the tokenizer cuts, and what it cannot: no UTF-8, or a letter that it takes for a space."""
+    for part in broken.split(text.decode("utf-8", errors="surrogateescape")):
         if part:
-            yield part.encode("utf-8", errors="surrogateescape"), _BROKEN.fullmatch(part) is not None
+            yield part.encode("utf-8", errors="surrogateescape"), broken.fullmatch(part) is not None
