@@ -87,8 +87,8 @@ def _cached(config: RunConfig) -> CachedTeacher:
     if teacher is None:
         raise SettingError("cache needs a `teacher` section: whose distributions?")
     raise SettingError(
-        f"teacher.kind: {teacher.kind} cannot be one cache: make one of each teacher (teacher.kind=live, "
-        "teacher.folder), and list the caches in teacher.teachers"
+        f"teacher.kind: {teacher.kind} cannot be one cache: make one of each teacher (amidkd cache RUN "
+        "'teacher={kind: cached, model: ..., folder: ...}'), and list the caches in teacher.teachers"
     )
 
 
