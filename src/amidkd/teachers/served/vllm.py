@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-import time
+import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, final
 
@@ -12,7 +12,7 @@ from amidkd.config import ServedTeacher
 from amidkd.errors import SettingError, TeacherError
 from amidkd.models import load_tokenizer
 from amidkd.signals import TopK
-from amidkd.teachers.served.ahead import Ahead, AheadStatistics
+from amidkd.teachers.served.ahead import Ahead
 from amidkd.teachers.served.http import TeacherClient
 from amidkd.teachers.served.protocol import ScoredRow
 from amidkd.teachers.served.vllm_answer import Scores, WrongAnswerError, joined, read_choices
@@ -62,6 +62,7 @@ class VllmTeacher:
         model: Name of the model there.
         vocab_size: Vocabulary shared with the student.
         probe: Tokens that are scored with each request.
+        closing: Set when the teacher is closed.
 
     Raises:
         SettingError: The server does not score what it is sent; the message says what is wrong and what to change.
@@ -69,14 +70,23 @@ class VllmTeacher:
     """
 
     def __init__(
-        self, config: ServedTeacher, client: TeacherClient, *, model: str, vocab_size: int, probe: Sequence[int]
+        self,
+        config: ServedTeacher,
+        client: TeacherClient,
+        *,
+        model: str,
+        vocab_size: int,
+        probe: Sequence[int],
+        closing: threading.Event,
     ) -> None:
         self.vocab_size = vocab_size
         self._config, self._client, self._model = config, client, model
         self._k = min(config.top_k, vocab_size)
         self._probe = ScoredRow(torch.tensor(probe), torch.arange(len(probe) - 1))
         self._known = self._examine()
-        self._ahead: Ahead[Scores] = Ahead(self._ask, connections=config.connections, batch_rows=config.batch_rows)
+        self._ahead: Ahead[Scores] = Ahead(
+            self._ask, connections=config.connections, batch_rows=config.batch_rows, closing=closing
+        )
 
     @property
     def in_process(self) -> bool:
@@ -110,8 +120,8 @@ class VllmTeacher:
         decides = ["vllm", self._model, self._config.model, self._k, self.vocab_size]
         return hashlib.sha256(json.dumps(decides).encode()).hexdigest()
 
-    def statistics(self) -> AheadStatistics:
-        """What was asked and waited for so far."""
+    def statistics(self) -> dict[str, float]:
+        """What asking has cost so far; the keys are those of :meth:`Ahead.statistics`."""
         return self._ahead.statistics()
 
     def close(self) -> None:
@@ -186,7 +196,7 @@ def connect_vllm(
     *,
     student_tokenizer: Any,
     device: Any = None,
-    pause: Callable[[float], None] = time.sleep,
+    pause: Callable[[float], None] | None = None,
 ) -> VllmTeacher:
     """Find a vLLM server, prove that it shares the student's vocabulary and that it scores what it is sent.
 
@@ -194,7 +204,7 @@ def connect_vllm(
         config: The run file's section.
         student_tokenizer: What the sequences are made with.
         device: Not used: a signal goes where its batch is.
-        pause: Waits so many seconds between tries.
+        pause: Waits so many seconds between tries; None: that long, or until the teacher is closed.
 
     Raises:
         SettingError: The server has not the model, refuses k, or scores wrongly; the tokenizers differ.
@@ -203,9 +213,16 @@ def connect_vllm(
     assert config.model is not None
     tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
     shared = prove_same_vocabulary(teacher=tokenizer, student=student_tokenizer)
-    client = TeacherClient(config, pause=pause)
+    closing = threading.Event()
+
+    def wait(seconds: float) -> None:
+        if closing.wait(seconds):
+            raise TeacherError("the teacher was closed")
+
+    client = TeacherClient(config, pause=wait if pause is None else pause)
     model = _served(client, config.served_name)
-    return VllmTeacher(config, client, model=model, vocab_size=shared, probe=_probe_of(tokenizer, shared))
+    probe = _probe_of(tokenizer, shared)
+    return VllmTeacher(config, client, model=model, vocab_size=shared, probe=probe, closing=closing)
 
 
 def _served(client: TeacherClient, wanted: str | None) -> str:

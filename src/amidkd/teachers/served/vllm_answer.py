@@ -90,7 +90,7 @@ def read_scores(choice: Mapping[str, Any], row: ScoredRow, *, k: int) -> Scores:
     # A filler is less likely than all else, and as many as k are there without it.
     ids = torch.tensor([[*ids, *[0] * (width - len(ids))] for ids, _ in found], dtype=torch.int64)
     filled = [[*values, *[2 * _NEVER] * (width - len(values))] for _, values in found]
-    log_probs, order = torch.tensor(filled, dtype=torch.float64).sort(-1, descending=True, stable=True)
+    log_probs, order = torch.tensor(filled, dtype=torch.float64).sort(stable=True, descending=True)
     log_probs, order = log_probs[:, :k], order[:, :k]
     log_probs = log_probs.masked_fill(log_probs <= _NEVER, -math.inf)
     _check_values(log_probs, asked)
