@@ -8,6 +8,7 @@ from amidkd.config import (
     EnsembleTeacher,
     LiveTeacher,
     ServedTeacher,
+    StageTeacher,
     TeacherConfig,
     members_of,
     tokenizer_source,
@@ -55,7 +56,7 @@ def make_teacher(
 
         members = [make_teacher(member, folder=folder, **shared) for member in config.teachers]
         return make_ensemble(config, members, seed=seed)
-    raise SettingError(f"teacher.kind: stage (stage: {config.stage}) has a meaning in `stages` alone")
+    raise _outside_stages(config)
 
 
 def teacher_tokenizer(config: TeacherConfig | None, folder: Path) -> str | None:
@@ -72,6 +73,8 @@ def teacher_tokenizer(config: TeacherConfig | None, folder: Path) -> str | None:
     if named is not None or config is None:
         return named
     for member in members_of(config):
+        if isinstance(member, StageTeacher):
+            raise _outside_stages(member)
         if isinstance(member, CachedTeacher):
             from amidkd.teachers.cached import tokenizer_folder
 
@@ -81,3 +84,10 @@ def teacher_tokenizer(config: TeacherConfig | None, folder: Path) -> str | None:
 
             return str(fetch_tokenizer(member))
     return None
+
+
+def _outside_stages(config: StageTeacher) -> SettingError:
+    return SettingError(
+        f"teacher.kind: stage (stage: {config.stage}) means the student of an earlier stage, and this run has no "
+        "`stages`; name a model with teacher.model"
+    )

@@ -111,6 +111,12 @@ def _loaded_writer(run: Run) -> LiveTeacher:
             f"the teacher's model has to write text, and {where}; write the text where the model is (amidkd generate) "
             "and name its folder in policy.folder, or set data.unlabelled: drop"
         )
+    if model.alignment == "text":
+        raise SettingError(
+            "teacher.alignment: text: a teacher with another tokenizer does not write the student's tokens; give rows a "
+            "completion, drop those without (data.unlabelled: drop), or have the text written by a run of its own "
+            "(amidkd generate with a student of the teacher's tokenizer) and use it as data.train"
+        )
     return make_live(model, student_tokenizer=run.tokenizer, device=run.device)
 
 

@@ -12,7 +12,7 @@ from amidkd.kernels import LossOutput, distillation_loss
 from amidkd.maths import Objective
 from amidkd.maths.objective import AnyObjective, WeightedSum, take_rows
 from amidkd.signals import Hidden, Logits, TopK
-from amidkd.teachers import Group, Grouped, Said
+from amidkd.teachers import Aligned, Group, Grouped, Said
 from amidkd.training.settings import LossSettings
 from amidkd.training.weighting import STUDENT
 
@@ -48,6 +48,13 @@ def soft_loss(
         count: Supervised tokens of the whole step.
         measure: Whether metrics are wanted.
     """
+    if isinstance(teacher, Aligned):
+        # Loaded where it is needed: few runs have a teacher with another tokenizer.
+        from amidkd.training.aligned import aligned_loss
+
+        return aligned_loss(
+            settings, student=student, said=teacher, sequences=sequences, step=step, count=count, measure=measure
+        )
     signals: dict[str, Any] = {"student": student, "teacher": teacher}
     weights_N = _weights(settings, sequences, step=step, **signals)
     labels_N = _labels(sequences) if settings.cross_entropy_weight > 0 else None

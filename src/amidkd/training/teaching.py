@@ -9,11 +9,11 @@ from typing import Any
 
 from amidkd.config import (
     CachedTeacher,
+    ContrastivePolicy,
     EnsembleTeacher,
     LiveTeacher,
     RunConfig,
     ServedTeacher,
-    StageTeacher,
     WarmupPolicy,
     live_teacher,
     members_of,
@@ -50,12 +50,9 @@ def check_teacher(config: RunConfig, verb: str) -> None:
             f"policy.kind: warmup has the teacher write, and teacher.kind: {teacher.kind} has no model here "
             "that could; give one with teacher.kind: live"
         )
+    if isinstance(teacher, LiveTeacher) and teacher.alignment == "text":
+        _check_text(config)
     for member in members_of(teacher):
-        if isinstance(member, StageTeacher):
-            raise SettingError(
-                f"teacher.kind: stage (stage: {member.stage}) means the student of an earlier stage, and this run has "
-                "no `stages`; name a model with teacher.model"
-            )
         if isinstance(member, CachedTeacher) and writes_while_training(config.policy):
             raise SettingError(
                 f"teacher.kind: cached with policy.kind: {config.policy.kind}: the student writes text while it "
@@ -73,6 +70,26 @@ def check_teacher(config: RunConfig, verb: str) -> None:
                 f"objective.temperature = {config.objective.temperature:g} with teacher.format: top_k: the tail of a "
                 "truncated distribution cannot be tempered; use temperature 1, or teacher.format: hidden"
             )
+
+
+def _check_text(config: RunConfig) -> None:
+    """A teacher with another tokenizer speaks of spans of text, not of the student's tokens."""
+    policy, by = config.policy, config.objective.weighting.by
+    if isinstance(policy, WarmupPolicy):
+        raise SettingError(
+            "teacher.alignment: text with policy.kind: warmup: the teacher would have to go on with the student's "
+            "tokens; use a teacher with the student's tokenizer"
+        )
+    if by in ("teacher_entropy", "disagreement"):
+        raise SettingError(
+            f"objective.weighting.by: {by} with teacher.alignment: text: the teacher does not speak of each token; use "
+            "student_entropy or none"
+        )
+    if isinstance(policy, ContrastivePolicy) and policy.adaptive_skew:
+        raise SettingError(
+            "policy.adaptive_skew with teacher.alignment: text: the teacher does not speak of each token; "
+            "set it to false"
+        )
 
 
 def prepare_teacher(
