@@ -58,6 +58,11 @@ class Run:
         """Whether this process writes."""
         return self.rank == 0
 
+    def close(self) -> None:
+        """Let go of what the teacher holds: threads, files, connections."""
+        if self.teacher is not None:
+            self.teacher.close()
+
     def note(self, **entries: Any) -> None:
         """Write to the record, from the first process."""
         if self.first:
@@ -113,8 +118,8 @@ def _loaded_writer(run: Run) -> LiveTeacher:
         )
     if model.alignment == "text":
         raise SettingError(
-            "teacher.alignment: text: a teacher with another tokenizer does not write the student's tokens; give rows a "
-            "completion, drop those without (data.unlabelled: drop), or have the text written by a run of its own "
+            "teacher.alignment: text: a teacher with another tokenizer does not write the student's tokens; give rows "
+            "a completion, drop those without (data.unlabelled: drop), or have the text written by a run of its own "
             "(amidkd generate with a student of the teacher's tokenizer) and use it as data.train"
         )
     return make_live(model, student_tokenizer=run.tokenizer, device=run.device)

@@ -104,6 +104,14 @@ def sft(config: RunConfig) -> RunFolder:
 
 def _train(config: RunConfig, verb: str, whole: RunConfig | None = None) -> RunFolder:
     run = begin(config, verb, whole)
+    try:
+        return _carry_out(run)
+    finally:
+        run.close()
+
+
+def _carry_out(run: Run) -> RunFolder:
+    config, verb = run.config, run.verb
     check_backend(config.kernels.backend, run.device)
     check_policy(config, verb, run.processes)
     resume = config.training.resume_from_checkpoint
