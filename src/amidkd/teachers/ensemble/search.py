@@ -20,6 +20,7 @@ from amidkd.kernels.heads import compute_dtype, head_logits
 from amidkd.kernels.outcomes import teacher_log_probs
 from amidkd.maths.mixture import log_mixture_of
 from amidkd.signals import Signal, TopK
+from amidkd.teachers.aligned import Aligned
 from amidkd.teachers.base import Grouped, Teacher
 from amidkd.teachers.ensemble.outcomes import common_outcomes, dense_at
 
@@ -150,7 +151,7 @@ def _gather(
         signals: list[Signal] = []
         for member in members:
             said = member.signal(batch.to(device))
-            assert not isinstance(said, Grouped)
+            assert not isinstance(said, Grouped | Aligned)
             signals.append(said)
         log_ps, place_n = _spoken(common_outcomes(signals, vocab_size=vocab_size), label_n.to(device), vocab_size)
         if alpha == -1.0:
