@@ -207,11 +207,6 @@ class EnsembleTeacher(Section):
     def _one_weight_each(self) -> "EnsembleTeacher":
         if isinstance(self.weights, list) and len(self.weights) != len(self.teachers):
             raise ValueError(f"weights: {len(self.weights)} numbers for {len(self.teachers)} teachers")
-        if any(isinstance(member, LiveTeacher) and member.alignment == "text" for member in self.teachers):
-            raise ValueError(
-                "teachers: a teacher with `alignment: text` speaks of spans of text and cannot be mixed with others by "
-                "token; use it alone"
-            )
         names = [member.name for member in self.teachers if member.name is not None]
         if len(set(names)) < len(names):
             raise ValueError("two teachers have one name; give each its own")
