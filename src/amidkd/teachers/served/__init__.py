@@ -1,6 +1,6 @@
 """A teacher on another machine: `amidkd serve`, or a vLLM server."""
 
 from amidkd.teachers.served.client import ServedTeacher
-from amidkd.teachers.served.connect import connect, fetch_tokenizer
+from amidkd.teachers.served.meeting import connect, fetch_tokenizer
 
 __all__ = ["ServedTeacher", "connect", "fetch_tokenizer"]
