@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from amidkd.config import ContrastivePolicy, RunConfig, TransformersEngine, live_teacher, stage_configs
+from amidkd.config import CachedTeacher, ContrastivePolicy, RunConfig, TransformersEngine, live_teacher, stage_configs
 from amidkd.data import Encoder, Example, Row, Sequences, collate, evaluation_rows, training_rows
 from amidkd.doctor.cost import Cost, StepTimer, answering_seconds, optimizer_steps, peak_memory_mb, writing_cost
 from amidkd.errors import SettingError, SettingWarning
 from amidkd.kernels import describe
 from amidkd.models import Backbone, load_tokenizer, make_student, pad_id_of, student_tokenizer, vocabulary_size
 from amidkd.policies import writes_while_training
+from amidkd.policies.texts import answer_examples, is_complete, read_answers
 from amidkd.record import RunFolder
 from amidkd.report.words import describe_policy
 from amidkd.teachers import LiveTeacher, make_teacher, self_distillation_loss, teacher_tokenizer
@@ -103,6 +104,8 @@ def examine(config: RunConfig, *, show: Callable[[str], None]) -> bool:
         for warning in caught:
             if issubclass(warning.category, SettingWarning):
                 show(f"  note  {name}: {warning.message}")
+    if visit.teacher is not None:
+        visit.teacher.close()
     show("The run can start." if not failed else "The run cannot start; mend what is marked WRONG.")
     return not failed
 
@@ -145,6 +148,9 @@ def _tokens(visit: _Visit) -> str:
     visit.labelled, visit.prompts = encoded.examples, encoded.prompts
     verb = "sft" if visit.teacher is None else "distill"
     visit.asked = rows_to_answer(visit.config, material, verb) if visit.teacher is not None else []
+    if visit.asked and isinstance(visit.config.teacher, CachedTeacher):
+        # A cache speaks of the text that was written, not of prompts alone.
+        visit.labelled, visit.asked = [*visit.labelled, *_written(visit)], []
     if not visit.labelled and not (visit.prompts and visit.teacher is not None):
         raise SettingError("no row is left to learn from; " + _dropped(encoded.dropped))
     parts = []
@@ -159,6 +165,17 @@ def _tokens(visit: _Visit) -> str:
     if encoded.dropped:
         parts.append(_dropped(encoded.dropped))
     return "; ".join(parts)
+
+
+def _written(visit: _Visit) -> list[Example]:
+    """The text that was written before the cache was made."""
+    folder = RunFolder(Path(visit.config.output.folder)).generated
+    if not is_complete(folder):
+        raise SettingError(
+            f"{len(visit.asked):,} rows have no completion, and what the teacher wrote to them is not in {folder}; run "
+            "`amidkd cache` with this run file, which has it written first"
+        )
+    return answer_examples(read_answers(folder), visit.encoder)
 
 
 def _dropped(reasons: dict[str, int]) -> str:
