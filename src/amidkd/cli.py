@@ -183,7 +183,7 @@ def _with_cache(options: argparse.Namespace, config: RunConfig, folder: Path) ->
     teacher, given = config.teacher, [word for word in options.overrides if word != "teacher.kind=cached"]
     if isinstance(teacher, ServedTeacher):
         # Its settings are those of a server, which a cache does not take.
-        given = [word for word in given if not word.startswith("teacher.")]
+        given = [word for word in given if not word.startswith(("teacher.", "teacher="))]
         kind = f"teacher={{kind: cached, folder: {folder}, format: {teacher.format}, top_k: {teacher.top_k}}}"
     else:
         kind = "teacher.kind=cached"
