@@ -4,6 +4,7 @@ It knows only what is asked of it: an unknown page is 404, an unknown or missing
 """
 
 import json
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -35,6 +36,7 @@ class Scorer:
         self.faults: list[int | str | Callable[[list[dict[str, Any]]], Any]] = []
         self.always: Callable[[list[dict[str, Any]]], Any] | None = None
         self.bodies: list[dict[str, Any]] = []
+        self.trouble: list[BaseException | None] = []
         self.delay = 0.0
         self._lock, self._port = threading.Lock(), 0
         self._server: ThreadingHTTPServer | None = None
@@ -117,6 +119,10 @@ def need(right: bool, message: str, status: int = 400) -> None:
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 64
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A fault of this server's own fails the test that asked it."""
+        self.RequestHandlerClass.scorer.trouble.append(sys.exc_info()[1])
 
 
 class _Handler(BaseHTTPRequestHandler):

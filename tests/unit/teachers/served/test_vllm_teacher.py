@@ -1,5 +1,6 @@
 """A vLLM server as a teacher: what it says is the live teacher's, and whatever it says wrongly is found out."""
 
+import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -36,9 +37,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def server(model: Any) -> Iterator[Scorer]:
-    scorer = Scorer(model)
+    # Its own copy: the live teacher runs in this thread meanwhile, and a model is for one thread at a time.
+    scorer = Scorer(copy.deepcopy(model))
     yield scorer
     scorer.stop()
+    assert scorer.trouble == []
 
 
 Connect = Callable[..., VllmTeacher]
@@ -113,7 +116,7 @@ def test_it_asks_ahead_and_once(connect: Connect, server: Scorer, live: Any) -> 
     assert_same(teacher.signal(batch(0)), live(now))
     teacher.expect([following])
     assert_same(teacher.signal(following), live(following))
-    print([b["prompt"][1:] for b in server.bodies]); assert len(server.bodies) == asked + 4
+    assert len(server.bodies) == asked + 4
     assert teacher.statistics()["answers"] == 4
 
 
