@@ -86,3 +86,22 @@ def test_entries_are_bibtex(citation) -> None:
         assert re.search(rf"^  {field} = \{{.+\}},$", text, re.MULTILINE)
     assert citation.fields["year"] in citation.short
     assert not set("{}$\\") & set(citation.short)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "works"),
+    [
+        ({"model": "t", "alignment": "text"}, {"boizard2025towards"}),
+        ({"kind": "ensemble", "teachers": [{"model": "t"}] * 2}, set()),
+        ({"kind": "ensemble", "teachers": [{"model": "t"}] * 2, "drop": 0.3}, {"son2021densely"}),
+        ({"kind": "ensemble", "teachers": [{"model": "t"}] * 2, "weights": "search"}, {"ganta2022weighted"}),
+    ],
+)
+def test_kinds_of_teachers(teacher, works) -> None:
+    of_teachers = {"boizard2025towards", "son2021densely", "ganta2022weighted", "mirzadeh2020improved"}
+    assert keys(teacher=teacher) & of_teachers == works
+
+
+def test_a_chain_of_assistants() -> None:
+    stages = [{"name": "a"}, {"teacher": {"kind": "stage", "stage": "a"}}]
+    assert "mirzadeh2020improved" in keys(stages=stages)

@@ -1,11 +1,8 @@
-"""What to cite for a run: the works behind the settings that it uses. Loads no torch."""
+"""The works that a run may cite, with their BibTeX."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-from amidkd.config import RunConfig, SequenceLevelPolicy, TermConfig, WarmupPolicy, stage_configs
-
-__all__ = ["CITATIONS", "Citation", "citations_of"]
+__all__ = ["CITATIONS", "Citation"]
 
 
 @dataclass(frozen=True)
@@ -230,6 +227,50 @@ _ALL = (
         archiveprefix="arXiv",
     ),
     _entry(
+        "mirzadeh2020improved",
+        "inproceedings",
+        "teacher assistants",
+        "Mirzadeh, Seyed Iman and Farajtabar, Mehrdad and Li, Ang and Levine, Nir and Matsukawa, Akihiro and "
+        "Ghasemzadeh, Hassan",
+        "Improved Knowledge Distillation via Teacher Assistant",
+        2020,
+        booktitle="AAAI Conference on Artificial Intelligence",
+        eprint="1902.03393",
+        archiveprefix="arXiv",
+    ),
+    _entry(
+        "son2021densely",
+        "inproceedings",
+        "teachers left out at random",
+        "Son, Wonchul and Na, Jaemin and Choi, Junyong and Hwang, Wonjun",
+        "Densely Guided Knowledge Distillation using Multiple Teacher Assistants",
+        2021,
+        booktitle="IEEE/CVF International Conference on Computer Vision",
+        eprint="2009.08825",
+        archiveprefix="arXiv",
+    ),
+    _entry(
+        "ganta2022weighted",
+        "misc",
+        "weights of teachers by differential evolution",
+        "Ganta, Durga Prasad and Das Gupta, Himel and Sheng, Victor S.",
+        "Knowledge Distillation via Weighted Ensemble of Teaching Assistants",
+        2022,
+        eprint="2206.12005",
+        archiveprefix="arXiv",
+    ),
+    _entry(
+        "boizard2025towards",
+        "article",
+        "rank-ordered probabilities across tokenizers",
+        "Boizard, Nicolas and El Haddad, Kevin and Hudelot, C{\\'e}line and Colombo, Pierre",
+        "Towards Cross-Tokenizer Distillation: the Universal Logit Distillation Loss for {LLM}s",
+        2025,
+        journal="Transactions on Machine Learning Research",
+        eprint="2402.12030",
+        archiveprefix="arXiv",
+    ),
+    _entry(
         "leviathan2023speculative",
         "inproceedings",
         "acceptance rate as a draft",
@@ -243,112 +284,3 @@ _ALL = (
 )
 
 CITATIONS: dict[str, Citation] = {citation.key: citation for citation in _ALL}
-
-
-def citations_of(config: RunConfig) -> list[Citation]:
-    """The works behind the settings that a run uses, the method's own first.
-
-    Args:
-        config: The run's settings.
-
-    Returns:
-        Each work once, in the order of :data:`CITATIONS`; with stages, what any of them uses. A run without a teacher
-        uses no objective, so that it cites none of the distillation methods; nor does a warm-up, which has a loss of
-        its own.
-
-    Example:
-        >>> from amidkd.config import parse
-        >>> run = {"student": "s", "teacher": "t", "data": {"train": "d"}, "output": "o"}
-        >>> [c.key for c in citations_of(parse({**run, "objective": {"alpha": -1}}))][0]
-        'ko2024distillm'
-    """
-    used: set[str] = set()
-    for stage in stage_configs(config):
-        used |= {*_keys_of_objective(stage), *_keys_of_the_rest(stage)}
-    return [citation for key, citation in CITATIONS.items() if key in used]
-
-
-def _keys_of_objective(config: RunConfig) -> Iterator[str]:
-    if config.teacher is None:
-        return
-    if isinstance(config.policy, WarmupPolicy):
-        yield "sun2025warmup"
-        if config.policy.loss == "dpo":
-            yield "rafailov2023direct"
-        return
-    yield "hinton2015distilling"
-    objective = config.objective
-    for part in (objective, objective.student_text):
-        if part is None:
-            continue
-        terms: list[TermConfig] = list(part.terms) if part.terms is not None else [part]
-        if _is_gkd(terms):
-            yield "agarwal2024gkd"
-        else:
-            for term in terms:
-                yield from _keys_of_term(term)
-
-
-def _is_gkd(terms: list[TermConfig]) -> bool:
-    """β·KL(teacher‖assistant) + (1−β)·KL(student‖assistant) with the arithmetic mean (design, §1)."""
-    pairs = sorted(_as_kl(term) or "" for term in terms)
-    return pairs == ["student||assistant", "teacher||assistant"] and all(
-        term.alpha == -1 and term.lam == terms[0].lam for term in terms
-    )
-
-
-def _as_kl(term: TermConfig) -> str | None:
-    """The ordered pair (a, b) for which the term is KL(a‖b), or None where it is another divergence."""
-    if term.divergence.name == "kl":
-        return term.between
-    if term.divergence.name == "reverse_kl":
-        return "||".join(reversed(term.between.split("||")))
-    return None
-
-
-def _keys_of_term(term: TermConfig) -> Iterator[str]:
-    pair = _as_kl(term)
-    if term.divergence.name == "alpha_beta":
-        yield "wang2025abkd"
-    if "assistant" not in term.between:
-        if pair == "student||teacher":
-            yield "gu2024minillm"
-        return
-    if term.alpha == -1 and pair in ("teacher||assistant", "student||assistant"):
-        yield "ko2024distillm"
-    elif term.alpha == 1 and pair == "assistant||student" and term.detach_assistant:
-        yield "shing2025taid"
-    else:
-        yield from ("shin2026amid", "amari2007integration")
-    if any(getattr(setting, "kind", None) == "adaptive" for setting in (term.alpha, term.lam)):
-        yield "shing2025taid"
-
-
-_OF_POLICY = {
-    "on_policy": "agarwal2024gkd",
-    "mixed": "agarwal2024gkd",
-    "adaptive": "ko2024distillm",
-    "contrastive": "ko2025distillm2",
-}
-
-
-def _keys_of_policy(config: RunConfig) -> Iterator[str]:
-    policy = config.policy
-    if isinstance(policy, SequenceLevelPolicy):
-        yield "kim2016sequence" if policy.writer == "teacher" else "lin2020imitkd"
-    elif policy.kind in _OF_POLICY:
-        yield _OF_POLICY[policy.kind]
-
-
-def _keys_of_the_rest(config: RunConfig) -> Iterator[str]:
-    yield from _keys_of_policy(config)
-    data = config.data
-    if data.corpus is not None or data.prompt_template == "instruction":
-        yield "gu2024minillm"
-    if config.teacher is not None and data.label_fraction < 1 and data.unlabelled == "teacher_answers":
-        yield "kim2016sequence"
-    if config.student.lora is not None:
-        yield "hu2022lora"
-    yield from ("wolf2020transformers", "lin2004rouge")
-    if config.teacher is not None:
-        yield "leviathan2023speculative"
