@@ -46,9 +46,8 @@ def aligned_loss(
     TMLR 2025), 0 where a side has fewer. Where one side has no such token, those of the other are masked on both, as
     ids beyond a shared vocabulary are.
 
-    A span counts once, however many tokens it has, with the weight of its first; supervised tokens outside all spans
-    count in the denominator and add nothing. By the chain rule and the data-processing inequality the sum of the
-    spans' forward KLs is then at most the KL of the whole texts, as the sum over tokens is with one tokenizer.
+    A span counts once, with the weight of its first token: the probability of its text has all of its tokens in it.
+    Supervised tokens outside all spans count in the denominator and add nothing.
 
     Args:
         settings: What to minimise; it has an objective, no skew of each sequence, and no weighting by the teacher.
@@ -60,14 +59,14 @@ def aligned_loss(
         measure: Whether metrics are wanted; they are means over spans, and ``aligned_tokens``, the share of supervised
             tokens that are in one.
     """
-    walk = _Walk(settings, student, said, sequences, step=step, count=count)
+    walk = _Walk(settings, student, said, sequences, step=step)
     learns = torch.is_grad_enabled() and any(leaf.requires_grad for leaf in walk.leaves)
     made = [
         walk.some(objective, spans, measure=measure, learns=learns)
         for objective, chosen in _parts(settings, sequences, walk.first_S, step=step)
         for spans in walk.chunks(chosen)
     ]
-    total = sum((out.loss for out in made), start=walk.zero)
+    total = walk.zero + sum(out.loss for out in made)
     metrics = _joined(made)
     if measure:
         metrics.setdefault("tokens", torch.zeros((), dtype=torch.long, device=total.device))
@@ -75,9 +74,11 @@ def aligned_loss(
         metrics["aligned_tokens"] = inside_N.sum() / max(1, len(inside_N))
     if learns:
         total = _Known.apply(total, walk.gradients, *walk.tensors)
+    # after the gradient: divided first, a small one would underflow in half precision
+    total = total / max(1, count)
     backend = made[0].backend if made else "chunked"
     if settings.cross_entropy_weight > 0:
-        hard = _cross_entropy(settings, student, sequences, count=count, measure=measure)
+        hard = _cross_entropy(settings, student, sequences, weights_N=walk.weights_N, count=count, measure=measure)
         total = total + hard.loss
         metrics |= {name: value for name, value in hard.metrics.items() if name == "cross_entropy"}
     return LossOutput(loss=total, backend=backend, metrics=metrics)
@@ -94,15 +95,16 @@ class _Walk:
         sequences: Sequences,
         *,
         step: int,
-        count: int,
     ) -> None:
-        self._settings, self._said, self._count = settings, said, max(1, count)
+        self._settings, self._said = settings, said
         self._dtype = compute_dtype([student, said.teacher])
         self.tensors = sources(student)
         found = [None if one is None else one.detach().requires_grad_(one.requires_grad) for one in self.tensors]
         self._student = _of(student, found)
         self.leaves = [one for one in found if one is not None]
-        self.gradients = [torch.zeros_like(one) if one is not None and one.requires_grad else None for one in found]
+        self.gradients = [
+            torch.zeros_like(one, dtype=self._dtype) if one is not None and one.requires_grad else None for one in found
+        ]
         self.zero = self.leaves[0].new_zeros((), dtype=self._dtype)
         size = vocabulary(student)
         size = size if settings.vocab_size is None else min(size, settings.vocab_size)
@@ -113,9 +115,9 @@ class _Walk:
         everything = torch.arange(len(said.tokens_R), device=said.tokens_R.device)
         self._teacher_rows = _Table.of(everything, said.tokens_R, said.span_R)
         self.first_S = self._student_rows.place[self._student_rows.start_S]
-        self._weights_N = None
+        self.weights_N = None
         if settings.weights is not None:
-            self._weights_N = settings.weights.of(
+            self.weights_N = settings.weights.of(
                 sequences,
                 progress=settings.progress(step),
                 student=student,
@@ -147,7 +149,7 @@ class _Walk:
     def some(self, objective: AnyObjective, spans: Tensor, *, measure: bool, learns: bool) -> LossOutput:
         """The loss of some spans; its gradient is added to ``gradients``."""
         settings = self._settings
-        weights = None if self._weights_N is None else self._weights_N[self.first_S[spans]].to(self._dtype)
+        weights = None if self.weights_N is None else self.weights_N[self.first_S[spans]].to(self._dtype)
         with torch.set_grad_enabled(learns), exact(spans.device):
             log_q, own_q, log_p, own_p = self._outcomes(spans)
             out = distillation_loss(
@@ -155,7 +157,7 @@ class _Walk:
                 teacher=Logits(log_p),
                 objective=objective,
                 weights=weights,
-                denominator=self._count,
+                reduction="sum",
                 backend=settings.kernels.backend,
                 memory_mb=settings.kernels.memory_mb,
                 metrics=measure,
@@ -164,7 +166,7 @@ class _Walk:
             if self._said.uld_weight > 0 and own_q.shape[1] and own_p.shape[1]:
                 distance = _ranked(own_q, own_p)
                 distance = distance if weights is None else weights * distance
-                total = total + self._said.uld_weight / self._count * distance.sum()
+                total = total + self._said.uld_weight * distance.sum()
         if learns:
             wanted = [leaf for leaf in self.leaves if leaf.requires_grad]
             sums = [gradient for gradient in self.gradients if gradient is not None]
@@ -242,13 +244,20 @@ def _ranked(own_q: Tensor, own_p: Tensor) -> Tensor:
 
 
 def _cross_entropy(
-    settings: LossSettings, student: Hidden | Logits, sequences: Sequences, *, count: int, measure: bool
+    settings: LossSettings,
+    student: Hidden | Logits,
+    sequences: Sequences,
+    *,
+    weights_N: Tensor | None,
+    count: int,
+    measure: bool,
 ) -> LossOutput:
     """Cross-entropy of the supervised tokens that the student did not write."""
     return distillation_loss(
         student=student,
         labels=sequences.labels_N().masked_fill(sequences.origin_N() == STUDENT, -100),
         cross_entropy_weight=settings.cross_entropy_weight,
+        weights=weights_N,
         denominator=max(1, count),
         vocab_size=settings.vocab_size,
         backend=settings.kernels.backend,
@@ -273,6 +282,7 @@ class _Known(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, total: Tensor, gradients: list[Tensor | None], *tensors: Tensor | None) -> Tensor:
         ctx.gradients = gradients
+        ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in tensors]
         return total.clone()
 
     @staticmethod
@@ -281,4 +291,5 @@ class _Known(torch.autograd.Function):
         if ctx.gradients is None:
             raise RuntimeError("the gradient was found once, with the loss: compute the loss again")
         gradients, ctx.gradients = ctx.gradients, None
-        return None, None, *(None if one is None else one.mul_(grad_output) for one in gradients)
+        pairs = zip(gradients, ctx.dtypes, strict=True)
+        return None, None, *(None if one is None else one.mul_(grad_output).to(dtype) for one, dtype in pairs)

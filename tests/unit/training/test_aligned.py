@@ -90,8 +90,8 @@ def test_the_loss_is_its_definition_written_out(batch: tuple[Sequences, Logits, 
     for ours, theirs, text in spans:
         q, own_q = by_hand(log_q[ours], labels[ours].tolist(), SHARED.tolist(), text)
         p, own_p = by_hand(log_p[theirs], said.tokens_R[theirs].tolist(), SHARED_THERE.tolist(), text)
-        assert float(sum(q)) == pytest.approx(1)
-        assert float(sum(p)) == pytest.approx(1)
+        assert sum(one.item() for one in q) == pytest.approx(1)
+        assert sum(one.item() for one in p) == pytest.approx(1)
         expected = expected + sum(a * (a.log() - b.log()) for a, b in zip(p, q, strict=True) if a > 0)
         ranks = [torch.stack(own).sort(descending=True).values for own in (own_p, own_q)]
         width = max(map(len, ranks))
@@ -129,16 +129,42 @@ def test_chunks_and_the_head_change_nothing(batch: tuple[Sequences, Logits, Alig
         student = Hidden(tensors[0], tensors[1], bias=tensors[2], softcap=3.0)
         weights = TokenWeights(WeightingConfig(data=0.5))
         kernels = KernelsConfig(memory_mb=memory_mb)
-        out = loss_of(student, said, sequences, kernels=kernels, weights=weights)
+        out = loss_of(student, said, sequences, kernels=kernels, weights=weights, cross_entropy_weight=0.3)
         found.append((out.loss, *torch.autograd.grad(out.loss, tensors)))
         with torch.no_grad():
             assert not loss_of(student, said, sequences, weights=weights).loss.requires_grad
     logits = 3 * torch.tanh((tensors[0] @ tensors[1].T + tensors[2]) / 3)
-    plain = loss_of(Logits(logits), said, sequences)
+    plain = loss_of(Logits(logits), said, sequences, cross_entropy_weight=0.3)
     found.append((plain.loss / 2, *(grad / 2 for grad in torch.autograd.grad(plain.loss, tensors))))
     for other in found[1:]:
         for one, two in zip(found[0], other, strict=True):
             torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-12)
+
+
+def test_the_students_text_has_its_objective(batch: tuple[Sequences, Logits, Aligned]) -> None:
+    """Row 1 is the student's: its two spans have the other objective, and no cross-entropy."""
+    sequences, student, said = batch
+    mixed = replace(sequences, origin_B=torch.tensor([0, 2]))
+    own = ScheduledObjective(SumConfig(divergence="kl", between="student||teacher"), steps=1)
+    out = loss_of(student, said, mixed, student_objective=own)
+    parts = []
+    for row, between in ((0, "teacher||student"), (1, "student||teacher")):
+        inside_N = sequences.sequence_N() == row
+        there = replace(sequences, targets_BT=sequences.targets_BT & (torch.arange(2) == row)[:, None])
+        mine_R = torch.isin(said.span_R, said.span_N[inside_N])
+        first = int(said.span_R[mine_R].min())
+        assert isinstance(said.teacher, Logits)
+        half = replace(
+            said,
+            teacher=Logits(said.teacher.logits[mine_R]),
+            tokens_R=said.tokens_R[mine_R],
+            span_R=said.span_R[mine_R] - first,
+            span_N=torch.where(said.span_N[inside_N] < 0, -1, said.span_N[inside_N] - first),
+        )
+        fields = {"divergence": "kl", "between": between}
+        alone = loss_of(Logits(student.logits[inside_N]), half, there, objective=fields)
+        parts.append(alone.loss * int(inside_N.sum()) / 7)
+    torch.testing.assert_close(out.loss, parts[0] + parts[1], rtol=1e-12, atol=1e-13)
 
 
 def test_what_is_left_of_a_token_keeps_its_digits() -> None:
