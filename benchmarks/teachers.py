@@ -2,8 +2,8 @@
 
     python benchmarks/teachers.py FOLDER [--sections error,samples,training,bytes,distill] [--json FILE] [--plot FILE]
 
-FOLDER holds runs and caches. With ``--json`` the sections that ran replace theirs in FILE; the tables and the plot show
-all that it holds. Not part of ``make bench``: most of it is about errors, not speed.
+FOLDER holds runs and caches. With ``--json`` the sections and pairs that ran replace theirs in FILE; the tables and the
+plot show all that it holds. Not part of ``make bench``: most of it is about errors, not speed.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from machine import machine, versions
 from teachers_tables import show
 
 KS = {"stories": [4, 8, 16, 32, 64], "pronunciation": [2, 4, 8, 16, 32]}
-TRAINED_KS = {"stories": [4, 16, 64], "pronunciation": [2, 8]}
+TRAINED_KS = {"stories": [4, 16], "pronunciation": [2]}
 
 
 def error(folder: Path, names: list[str]) -> list[dict[str, Any]]:
@@ -50,11 +50,18 @@ def sizes(folder: Path, names: list[str]) -> list[dict[str, Any]]:
     return [*formats(), *files(folder, names)]
 
 
+def distill(folder: Path, names: list[str]) -> list[dict[str, Any]]:
+    from teachers_runs import distilled
+
+    return distilled(folder, names)
+
+
 SECTIONS: dict[str, Callable[[Path, list[str]], list[dict[str, Any]]]] = {
     "error": error,
     "samples": samples,
     "training": training,
     "bytes": sizes,
+    "distill": distill,
 }
 
 
@@ -72,7 +79,9 @@ def main() -> None:
     options.folder.mkdir(parents=True, exist_ok=True)
     found = json.loads(options.json.read_text()) if options.json and options.json.is_file() else {}
     for name in chosen:
-        rows = SECTIONS[name](options.folder.resolve(), options.worlds.split(","))
+        worlds = options.worlds.split(",")
+        rows = SECTIONS[name](options.folder.resolve(), worlds)
+        rows += [row for row in found.get(name, {}).get("rows", []) if row.get("world", worlds[0]) not in worlds]
         context = {"command": " ".join(sys.argv), "machine": machine(quick=True), "versions": versions()}
         found[name] = {"context": context, "rows": rows}
         if options.json:

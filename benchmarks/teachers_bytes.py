@@ -25,7 +25,7 @@ CACHES: tuple[dict[str, Any], ...] = ({"top_k": 8}, {"top_k": 64}, {"format": "h
 def run_file(name: str, folder: Path) -> dict[str, Any]:
     """A run on one of the pairs, without its teacher's kind."""
     data: dict[str, Any] = {"train": str(SHARED / "data" / "tinystories_dev.jsonl"), "max_length": 512}
-    teacher, student = "stories260K-hf", {"kind": "depth_pruned", "layers": 3, "warm_start": {"epochs": 0}}
+    teacher, student = "stories260K-hf", {"kind": "depth_pruned", "layers": 3}
     data["validation_rows"] = 100
     if name == "pronunciation":
         data = {"train": str(SHARED / "data" / "g2p_cmudict_train.jsonl"), "max_length": 64, "max_rows": 20_000}

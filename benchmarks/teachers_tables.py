@@ -5,6 +5,8 @@ import statistics
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from teachers_runs import by_kind
+
 __all__ = ["show", "training_table"]
 
 Rows = list[dict[str, Any]]
@@ -17,6 +19,7 @@ def show(found: dict[str, Rows]) -> None:
         "samples": _samples,
         "training": _training,
         "bytes": _bytes,
+        "distill": _distill,
     }
     for name, print_table in tables.items():
         if found.get(name):
@@ -183,3 +186,35 @@ def _bytes(rows: Rows) -> None:
             if row["kind"] == "file"
         ],
     )
+
+
+def _distill(rows: Rows) -> None:
+    table = by_kind(rows)
+    for world in _of(table, "world"):
+        _table(
+            f"{world}: the same run with its teacher elsewhere; medians of the rounds",
+            [
+                "teacher",
+                "ms a step",
+                "of live's",
+                "trainer's CPU seconds",
+                "largest difference of the loss",
+                "in %",
+                "waited for the server, ms a step",
+                "of its work hidden, %",
+            ],
+            [
+                [
+                    row["kind"],
+                    f"{1000 * row['step_seconds']:.0f}",
+                    f"{row['ratio']:.2f} ({row['ratio_range'][0]:.2f} to {row['ratio_range'][1]:.2f})",
+                    f"{row['cpu_seconds']:.0f}",
+                    f"{row['largest_difference']:.2g}",
+                    percent(row["largest_relative_difference"]),
+                    "" if row["waited"] is None else f"{1000 * row['waited']:.0f}",
+                    "" if row["waited"] is None else percent(row["hidden_part"]),
+                ]
+                for row in sorted(table, key=lambda row: list(_of(rows, "kind")).index(row["kind"]))
+                if row["world"] == world
+            ],
+        )

@@ -2,6 +2,7 @@
 
 import copy
 import random
+import sys
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ def trained(world: World, ks: list[int], seeds: list[int]) -> list[dict[str, Any
             name, k, size = ("live", None, None) if store is None else (store.name, store.k, store.bytes)
             row = {"world": world.name, "store": name, "k": k, "bytes": size, "seed": seed, "steps": steps}
             rows.append(row | judged(world, student))
+            print(f"{world.name}, {name}, k = {k}, seed {seed}", file=sys.stderr, flush=True)
     return rows
 
 

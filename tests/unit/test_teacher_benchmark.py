@@ -13,6 +13,7 @@ from amidkd.maths import Objective, divergence
 from amidkd.signals import Logits, TopK
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+import teachers_runs
 import teachers_samples
 import teachers_tables
 from teachers_error import stored_top_k
@@ -86,3 +87,18 @@ def test_percentages() -> None:
     shown = [teachers_tables.percent(value) for value in (0.123, 0.01234, 0.00005678, -0.5, math.inf, math.nan, 0.0)]
     assert shown == ["12", "1.2", "0.0057", "−50", "∞", "–", "0"]
     assert teachers_tables.percent(0.004, sign=True) == "+0.40"
+
+
+def test_ratios_and_curves_are_compared_within_a_round() -> None:
+    def row(kind: str, turn: int, seconds: float, loss: float, **more: float) -> dict:
+        made = {"world": "w", "kind": kind, "round": turn, "step_seconds": seconds, "cpu_seconds": 1.0, "steps": 10}
+        return made | {"curve": [[5, 1.0], [10, loss]]} | more
+
+    rows = [row("live", 0, 1.0, 0.5), row("live", 1, 4.0, 0.5)]
+    rows += [row("served", turn, seconds, 0.6, waited=1.0, server=4.0) for turn, seconds in ((0, 0.5), (1, 1.0))]
+    live, served = teachers_runs.by_kind(rows)
+    assert live["ratio"] == 1 and live["largest_difference"] == 0 and live["waited"] is None
+    assert served["ratio"] == pytest.approx(0.375) and served["ratio_range"] == [0.25, 0.5]
+    assert served["largest_difference"] == pytest.approx(0.1)
+    assert served["largest_relative_difference"] == pytest.approx(0.2)
+    assert served["waited"] == pytest.approx(0.1) and served["hidden_part"] == pytest.approx(0.75)
