@@ -2,6 +2,7 @@
 
 import queue
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, final
@@ -9,6 +10,8 @@ from typing import Any, final
 from amidkd.errors import TeacherError
 
 __all__ = ["Errands"]
+
+_SECONDS_TO_END = 1.0
 
 
 @final
@@ -36,18 +39,28 @@ class Errands:
         return future
 
     def close(self) -> None:
-        """Let the threads end after what was given; does not wait. What is given from now on fails."""
+        """Let the threads end after what was given; waits a moment at most. What is given from now on fails."""
         self._closed = True
         for _ in self._threads:
             self._queue.put(None)
+        # A thread that still lets go of a tensor while the interpreter ends would take the whole process down.
+        until = time.monotonic() + _SECONDS_TO_END
+        for thread in self._threads:
+            thread.join(max(0.0, until - time.monotonic()))
 
     def _run(self) -> None:
         while (given := self._queue.get()) is not None:
-            future, errand = given
-            if future.set_running_or_notify_cancel():
-                try:
-                    result = errand()
-                except BaseException as error:
-                    future.set_exception(error)
-                else:
-                    future.set_result(result)
+            _do(*given)
+            # Whoever asked holds the answer: a thread that waits holds nothing.
+            given = None
+
+
+def _do(future: "Future[Any]", errand: Callable[[], Any]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        result = errand()
+    except BaseException as error:
+        future.set_exception(error)
+    else:
+        future.set_result(result)
