@@ -8,6 +8,7 @@ Run folder::
     drafts/          the student's text before a warm-up; corrected/: as the teacher corrected it
     samples.jsonl    prompts with the teacher's and the student's answers
     generated/       text written beforehand: Parquet shards and manifest.json, which says what made them
+    teacher-cache/   what the teacher said of every row (``amidkd cache``)
     checkpoint-N/    everything that exact resume needs
     student/         the distilled model: a Hugging Face folder with tokenizer and model card
     report.html      the page made from the above
