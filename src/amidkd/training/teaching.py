@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import broadcast_object_list
+
 from amidkd.config import (
     CachedTeacher,
     ContrastivePolicy,
@@ -155,9 +157,12 @@ def _searched(
         alpha=alpha,
         device=device,
     )
+    # Devices may round differently, and all processes must mix alike.
+    shared = broadcast_object_list([found])[0]
+    teacher.set_weights(shared)
     titles = [Path(member.title).name for member in section.teachers]
     names = [title if titles.count(title) == 1 else f"{number}: {title}" for number, title in enumerate(titles)]
-    weights = dict(zip(names, found, strict=True))
+    weights = dict(zip(names, shared, strict=True))
     shown = ", ".join(f"{name} {weight:.3f}" for name, weight in weights.items())
     _log.info("Weights of the teachers, searched on %d held-out rows: %s", len(examples), shown)
     return weights
@@ -176,14 +181,16 @@ def held_out_examples(config: RunConfig, encoder: Encoder, vocab_size: int, coun
     Raises:
         SettingError: There is none, or one has an id that cannot be learnt.
     """
-    if config.data.validation is None and config.data.validation_rows is None and config.evaluation.data is None:
+    if config.data.validation is None and config.data.validation_rows is None:
         raise SettingError(
             f"{why}; name rows in data.validation, or hold rows of the training file out with data.validation_rows"
         )
-    rows = [row for row in evaluation_rows(config) if row.labelled][:count]
+    # Not the rows that the student is measured on in the end, where those are others.
+    own = config.evaluation.model_copy(update={"data": None, "max_rows": None})
+    rows = [row for row in evaluation_rows(config.model_copy(update={"evaluation": own})) if row.labelled][:count]
     examples = encoder.encode(rows).examples
     if not examples:
-        raise SettingError(f"{why}, and no held-out row has a completion; add some to data.validation")
+        raise SettingError(f"{why}, and no validation row has a completion; add some to data.validation")
     for example in examples:
         if max(example.tokens) >= vocab_size:
             raise SettingError(
