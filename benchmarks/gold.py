@@ -2,9 +2,10 @@
 
     python benchmarks/gold.py
 
-Two byte-level tokenizers are trained, one on this repository's prose and one on its code, since GOLD takes no other
-kind (so the numbers change with these files); the two small models have random weights. GOLD is asked twice: with its strategy `bayesian`, which compares
-what is said before each token, and with its default `observed`, which compares what is said after it.
+Two byte-level tokenizers are trained, one on this repository's prose and one on its code (so the numbers change with
+these files), since GOLD takes no other kind; the two small models have random weights. GOLD is asked twice: with its
+strategy `bayesian`, which compares what is said before each token, and with its default `observed`, which compares
+what is said after it.
 
 Where every span is one token on both sides, the definitions differ in three things, which the lines "less …" take
 away one after another: GOLD leaves out the rest of the mass (the outcome of all tokens that are not shared), raises
