@@ -29,6 +29,7 @@ from tiny_world import make_tokenizer
 CLIENTS = 8
 KILLED = 2
 STEPS = 12
+"""For each time that the server is killed."""
 WRONG, STOPPED = 3, 4
 
 
@@ -50,14 +51,14 @@ def damage(seed: int) -> Callable[[str, bytes], "bytes | int | None"]:
     return harm
 
 
-def learn(number: int, url: str, live: LiveTeacher, steps: "SynchronizedArray[int]") -> int:
+def learn(number: int, url: str, live: LiveTeacher, steps: "SynchronizedArray[int]", count: int) -> int:
     """What a client does: as many steps as it can, each signal checked before it counts."""
     form = "hidden" if number % 2 else "top_k"
     config = ServedTeacherConfig(url=url, format=form, top_k=6, batch_rows=2, connections=2, retries=60, timeout=5)
     try:
         teacher = make_teacher(config, student_tokenizer=make_tokenizer())
-        batches = [random_batch(100 * number + step) for step in range(STEPS + 1)]
-        for step in range(STEPS):
+        batches = [random_batch(1000 * number + step) for step in range(count + 1)]
+        for step in range(count):
             teacher.expect(batches[step : step + 2])
             found, wanted = teacher.signal(batches[step]), live.signal(batches[step])
             if isinstance(found, TopK):
@@ -75,34 +76,39 @@ def learn(number: int, url: str, live: LiveTeacher, steps: "SynchronizedArray[in
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="clients are made by fork")
-def test_no_step_ever_uses_a_signal_of_other_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kills", [1, pytest.param(8, marks=pytest.mark.full)])
+def test_no_step_ever_uses_a_signal_of_other_tokens(
+    kills: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder, port = save_teacher(tmp_path / "teacher"), free_port()
     live = make_live(LiveTeacherConfig(model=str(folder)), student_tokenizer=make_tokenizer())
     inner = meeting._wait
     monkeypatch.setattr(meeting, "_wait", lambda closing, seconds: inner(closing, min(seconds, 4) / 8))
     fork = multiprocessing.get_context("fork")
     steps = fork.Array("i", CLIENTS)
-    server = started(folder, port)
-    with damaging(port, damage(0)) as url:
+    server, count = started(folder, port), kills * STEPS
+    with damaging(port, damage(kills)) as url:
         clients = [
-            fork.Process(target=lambda number=number: os._exit(learn(number, url, live, steps)))
+            fork.Process(target=lambda number=number: os._exit(learn(number, url, live, steps, count)))
             for number in range(CLIENTS)
         ]
         try:
             for client in clients:
                 client.start()
-            wait_until(lambda: all(made >= 2 for made in steps), seconds=60)
-            server.send_signal(signal.SIGKILL)
-            server.wait()
-            for client in clients[:KILLED]:
-                os.kill(client.pid, signal.SIGKILL)
-            server = started(folder, port)
+            for kill in range(kills):
+                enough = kill * STEPS + 2
+                wait_until(lambda enough=enough: min(list(steps)[KILLED:]) >= enough, seconds=90)
+                server.send_signal(signal.SIGKILL)
+                server.wait()
+                for client in clients[:KILLED]:
+                    client.kill()
+                server = started(folder, port)
             for client in clients:
                 client.join(60)
             codes = [client.exitcode for client in clients]
             assert codes[:KILLED] == [-signal.SIGKILL] * KILLED
             assert codes[KILLED:] == [0] * (CLIENTS - KILLED)
-            assert list(steps)[KILLED:] == [STEPS] * (CLIENTS - KILLED)
+            assert list(steps)[KILLED:] == [count] * (CLIENTS - KILLED)
             server.send_signal(signal.SIGTERM)
             assert server.wait(30) == 0
         finally:
