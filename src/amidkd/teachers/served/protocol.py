@@ -104,7 +104,11 @@ def digests_of(rows: Sequence[ScoredRow]) -> Tensor:
         for part in (row.tokens_T, row.places_n):
             digest.update(part.to(torch.int32).numpy().astype("<i4").tobytes())
         found += digest.digest()
-    return torch.frombuffer(found, dtype=torch.uint8).view(-1, _DIGEST) if found else torch.empty((0, _DIGEST))
+    return (
+        torch.frombuffer(found, dtype=torch.uint8).view(-1, _DIGEST)
+        if found
+        else torch.empty((0, _DIGEST), dtype=torch.uint8)
+    )
 
 
 def sealed(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> bytes:
