@@ -97,8 +97,12 @@ def test_ratios_and_curves_are_compared_within_a_round() -> None:
     rows = [row("live", 0, 1.0, 0.5), row("live", 1, 4.0, 0.5)]
     rows += [row("served", turn, seconds, 0.6, waited=1.0, server=4.0) for turn, seconds in ((0, 0.5), (1, 1.0))]
     live, served = teachers_runs.by_kind(rows)
-    assert live["ratio"] == 1 and live["largest_difference"] == 0 and live["waited"] is None
-    assert served["ratio"] == pytest.approx(0.375) and served["ratio_range"] == [0.25, 0.5]
+    assert live["ratio"] == 1
+    assert live["largest_difference"] == 0
+    assert live["waited"] is None
+    assert served["ratio"] == pytest.approx(0.375)
+    assert served["ratio_range"] == [0.25, 0.5]
     assert served["largest_difference"] == pytest.approx(0.1)
     assert served["largest_relative_difference"] == pytest.approx(0.2)
-    assert served["waited"] == pytest.approx(0.1) and served["hidden_part"] == pytest.approx(0.75)
+    assert served["waited"] == pytest.approx(0.1)
+    assert served["hidden_part"] == pytest.approx(0.75)
