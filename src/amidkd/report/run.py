@@ -16,7 +16,7 @@ from amidkd.record import RunFolder, read_json_lines
 from amidkd.report.costs import cost_table, facts_of, parameters_of, versions_of
 from amidkd.report.curves import curves_of_run, lines_of_run, note_on
 from amidkd.report.page import Grid, GridRow, Head, render, sample_view
-from amidkd.report.words import count, describe_objective, describe_policy, duration
+from amidkd.report.words import count, describe_objective, describe_policy, describe_teacher, duration
 
 __all__ = ["sentence_of", "write_report"]
 
@@ -79,6 +79,8 @@ def sentence_of(record: Mapping[str, Any], config: RunConfig | None) -> str:
     distilled = config is not None and config.teacher is not None and record.get("verb", "distill") == "distill"
     if distilled and config is not None:
         text += f" that learns from a teacher of {count(teacher)}" if teacher else " that learns from its teacher"
+        where = "" if config.teacher is None else describe_teacher(config.teacher)
+        text += f" ({where})" if where else ""
         text += f" by {describe_objective(config.objective)}"
         if config.policy.kind != "dataset":
             text += f" (text: {describe_policy(config.policy)})"

@@ -1,12 +1,24 @@
 """Numbers and settings as people read them."""
 
-from amidkd.config import ObjectiveConfig, PolicyConfig, SumConfig, TermConfig, WeightingConfig
+from amidkd.config import (
+    CachedTeacher,
+    EnsembleTeacher,
+    LiveTeacher,
+    ObjectiveConfig,
+    PolicyConfig,
+    ServedTeacher,
+    SumConfig,
+    TeacherConfig,
+    TermConfig,
+    WeightingConfig,
+)
 from amidkd.config.objective import AdaptiveSchedule, ConstantSchedule, PiecewiseSchedule, ScheduleConfig
 
 __all__ = [
     "count",
     "describe_objective",
     "describe_policy",
+    "describe_teacher",
     "describe_term",
     "duration",
     "mebibytes",
@@ -110,6 +122,34 @@ def describe_policy(policy: PolicyConfig) -> str:
         "contrastive": "the teacher's and the student's answer to each prompt",
         "warmup": "the student's own, corrected by the teacher",
     }[policy.kind]
+
+
+def describe_teacher(teacher: TeacherConfig) -> str:
+    """Where a teacher's distributions came from, where that is not one model in memory; else nothing.
+
+    Args:
+        teacher: The run file's ``teacher``.
+    """
+    if isinstance(teacher, EnsembleTeacher):
+        how = (
+            "weights by row"
+            if teacher.weights == "by_row"
+            else "weights searched"
+            if teacher.weights == "search"
+            else ""
+        )
+        if isinstance(teacher.weights, list):
+            how = "weights " + ", ".join(number(weight) for weight in teacher.weights)
+        dropped = f"each left out of {100 * teacher.drop:g} % of the steps" if teacher.drop else ""
+        return ", ".join([f"{len(teacher.teachers)} teachers at once", *filter(None, (how, dropped))])
+    if isinstance(teacher, CachedTeacher | ServedTeacher):
+        form = (
+            f"its {teacher.top_k} likeliest tokens and the rest" if teacher.format == "top_k" else "its hidden states"
+        )
+        return f"{form}, {'from disk' if teacher.kind == 'cached' else 'from a server'}"
+    if isinstance(teacher, LiveTeacher) and teacher.alignment == "text":
+        return "of another tokenizer, matched by text"
+    return ""
 
 
 def describe_term(term: TermConfig) -> str:

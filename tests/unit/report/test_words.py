@@ -8,7 +8,15 @@ from amidkd.config import parse
 from amidkd.evaluation import METRICS, Estimate, StandardError
 from amidkd.evaluation.display import show
 from amidkd.report.costs import facts_of
-from amidkd.report.words import count, describe_objective, describe_policy, duration, mebibytes, number
+from amidkd.report.words import (
+    count,
+    describe_objective,
+    describe_policy,
+    describe_teacher,
+    duration,
+    mebibytes,
+    number,
+)
 
 
 def objective(**settings):
@@ -122,3 +130,25 @@ def test_the_stages_of_a_chain_are_facts() -> None:
     ]
     expected = "warm (warmup, 1,200 steps, 1 min 5 s) → main (dataset, 30 steps, 5.0 s)"
     assert facts_of({"chain": chain}) == [("stages of the run file", expected)]
+
+
+@pytest.mark.parametrize(
+    ("teacher", "words"),
+    [
+        ({"model": "t"}, ""),
+        ({"kind": "cached", "model": "t"}, "its 64 likeliest tokens and the rest, from disk"),
+        ({"kind": "served", "format": "hidden"}, "its hidden states, from a server"),
+        (
+            {"kind": "ensemble", "teachers": [{"model": "t"}] * 2, "weights": "search", "drop": 0.25},
+            "2 teachers at once, weights searched, each left out of 25 % of the steps",
+        ),
+        (
+            {"kind": "ensemble", "teachers": [{"model": "t"}] * 2, "weights": [1, 0.5]},
+            "2 teachers at once, weights 1, 0.5",
+        ),
+        ({"model": "t", "alignment": "text"}, "of another tokenizer, matched by text"),
+    ],
+)
+def test_where_distributions_come_from(teacher, words) -> None:
+    run = {"student": "s", "teacher": teacher, "data": {"train": "d"}, "output": "o"}
+    assert describe_teacher(parse(run).teacher) == words
