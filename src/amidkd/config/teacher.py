@@ -50,7 +50,7 @@ class LiveTeacher(_Model):
         "tokens are matched by the text that they stand for.",
     )
     uld_weight: float = Field(
-        1.0,
+        0.1,
         ge=0,
         description="With `alignment: text`, weight of the distance between the tokens that only one tokenizer has, "
         "compared by rank (universal logit distillation).",

@@ -40,7 +40,7 @@ class TextTeacher:
         SettingError: A tokenizer that cannot be mapped to bytes.
     """
 
-    def __init__(self, live: LiveTeacher, *, student_tokenizer: Any, uld_weight: float = 1.0) -> None:
+    def __init__(self, live: LiveTeacher, *, student_tokenizer: Any, uld_weight: float = 0.1) -> None:
         self.live = live
         self.vocab_size = vocabulary_size(student_tokenizer)
         self.teacher = Pieces(live.tokenizer, side="teacher")
