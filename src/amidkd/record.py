@@ -21,7 +21,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -36,6 +36,7 @@ __all__ = [
     "RunFolder",
     "append_json_line",
     "atomic_folder",
+    "check_made_with",
     "commit_of",
     "read_json_lines",
     "text_shard",
@@ -250,3 +251,32 @@ def commit_of(folder: Path) -> str | None:
 def now() -> str:
     """The time in UTC, ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def check_made_with(
+    found: Mapping[str, Any], expected: Mapping[str, Any], *, what: str, title: Callable[[str], str], fix: str
+) -> None:
+    """Refuse to use what other settings made.
+
+    Args:
+        found: What it was made with, field by field.
+        expected: The fields that must agree.
+        what: What it is and where.
+        title: Names a field as the user knows it.
+        fix: What to do.
+
+    Raises:
+        SettingError: With every field that differs, there and now.
+    """
+    differing = [name for name in expected if found.get(name) != expected[name]]
+    if not differing:
+        return
+    shown = "".join(
+        f"\n  {title(name)}: {_short(found.get(name))} there, {_short(expected[name])} now" for name in differing
+    )
+    raise SettingError(f"{what} was made with other settings:{shown}\n{fix}")
+
+
+def _short(value: Any) -> str:
+    text = repr(value) if isinstance(value, str) and len(value) < 64 else str(value)
+    return text if len(text) <= 40 else text[:12] + "…"

@@ -293,19 +293,19 @@ def test_a_complete_folder_is_not_made_again(world, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"writer": "teacher-2"}, r"writer .*: 'teacher-1' in the folder, 'teacher-2' now"),
+        ({"writer": "teacher-2"}, r"writer .*: 'teacher-1' there, 'teacher-2' now"),
         (
             {"config": CONFIG.model_copy(update={"temperature": 0.5})},
             r"generation\.temperature: 1\.0 .* 0\.5 now",
         ),
-        ({"config": CONFIG.model_copy(update={"seed": 6})}, r"data\.generation\.seed: 5 in the folder, 6 now"),
+        ({"config": CONFIG.model_copy(update={"seed": 6})}, r"data\.generation\.seed: 5 there, 6 now"),
         (
             {"config": CONFIG.model_copy(update={"samples_per_prompt": 2})},
             r"samples_per_prompt: 1 .* 2 now",
         ),
-        ({"eos_ids": [EOS, 4]}, r"eos_ids: \[0\] in the folder, \[0, 4\] now"),
-        ({"vocab_size": 9}, r"vocab_size: 11 in the folder, 9 now"),
-        ({"origin": "student"}, r"origin \(policy\.writer\): 'teacher' in the folder, 'student' now"),
+        ({"eos_ids": [EOS, 4]}, r"eos_ids: \[0\] there, \[0, 4\] now"),
+        ({"vocab_size": 9}, r"vocab_size: 11 there, 9 now"),
+        ({"origin": "student"}, r"origin \(policy\.writer\): 'teacher' there, 'student' now"),
     ],
 )
 def test_a_folder_made_with_other_settings_is_refused(world, written, tmp_path, changes, message, complete) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from amidkd.config import GenerationConfig
 from amidkd.data import Encoder, Origin, Row
 from amidkd.errors import SettingError
-from amidkd.record import TEXT_MANIFEST, versions, write_json
+from amidkd.record import TEXT_MANIFEST, check_made_with, versions, write_json
 from amidkd.teachers.vocabulary import vocabulary_fingerprint
 
 __all__ = [
@@ -171,16 +171,9 @@ def check_same(found: Mapping[str, Any], expected: Mapping[str, Any], folder: Pa
         fix: What to do.
 
     Raises:
-        SettingError: With every field that differs, then and now.
+        SettingError: With every field that differs, there and now.
     """
-    differing = [name for name in expected if found.get(name) != expected[name]]
-    if not differing:
-        return
-    shown = "".join(
-        f"\n  {_named(name)}: {_short(found.get(name))} in the folder, {_short(expected[name])} now"
-        for name in differing
-    )
-    raise SettingError(f"{folder}: its text was made with other settings:{shown}\n{fix}")
+    check_made_with(found, expected, what=f"{folder}: its text", title=_named, fix=fix)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -226,8 +219,3 @@ def _hash(text: str) -> str:
 
 def _named(name: str) -> str:
     return f"{name} ({_SETTINGS[name]})" if name in _SETTINGS else f"data.generation.{name}"
-
-
-def _short(value: Any) -> str:
-    text = repr(value) if isinstance(value, str) and len(value) < 64 else str(value)
-    return text if len(text) <= 40 else text[:12] + "…"

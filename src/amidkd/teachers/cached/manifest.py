@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from amidkd.errors import SettingError
-from amidkd.record import write_json
+from amidkd.record import check_made_with, write_json
 from amidkd.teachers.cached.layout import Layout
 
 __all__ = ["MANIFEST", "Manifest", "check_same", "read_manifest", "shard_name", "write_manifest"]
@@ -80,15 +80,7 @@ def check_same(found: Mapping[str, Any], expected: Mapping[str, Any], folder: Pa
     Raises:
         SettingError: With every field that differs, there and now.
     """
-    differing = [name for name in expected if found.get(name) != expected[name]]
-    if not differing:
-        return
-    shown = "".join(
-        f"\n  {name} ({_TITLES.get(name, 'of the cache')}): {_short(found.get(name))} there, "
-        f"{_short(expected[name])} now"
-        for name in differing
-    )
-    raise SettingError(f"{folder}: this cache was made with other settings:{shown}\n{fix}")
+    check_made_with(found, expected, what=f"{folder}: this cache", title=_title, fix=fix)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -121,6 +113,5 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     write_json(folder / MANIFEST, asdict(manifest))
 
 
-def _short(value: Any) -> str:
-    text = repr(value) if isinstance(value, str) and len(value) < 64 else str(value)
-    return text if len(text) <= 40 else text[:12] + "…"
+def _title(name: str) -> str:
+    return f"{name} ({_TITLES.get(name, 'of the cache')})"
