@@ -21,6 +21,7 @@ from amidkd.policies.texts import answer_examples, is_complete, read_answers
 from amidkd.record import RunFolder
 from amidkd.report.words import describe_policy
 from amidkd.teachers import LiveTeacher, make_teacher, self_distillation_loss, teacher_tokenizer
+from amidkd.teachers.alignment import TextTeacher
 from amidkd.training import check_training_settings, warm_start_of
 from amidkd.training.lessons import check_room, read_rows, rows_to_answer
 from amidkd.training.losses import hard_loss, soft_loss
@@ -135,6 +136,8 @@ def _vocabulary(visit: _Visit) -> str:
     if config.teacher is None:
         return f"{len(visit.tokenizer):,} tokens; no teacher (amidkd sft)"
     visit.teacher = make_teacher(config.teacher, student_tokenizer=visit.tokenizer, folder=folder)
+    if isinstance(visit.teacher, TextTeacher):
+        return f"teacher and student have other tokenizers, which share {visit.teacher.shared_count:,} tokens"
     text = f"teacher and student agree on {visit.teacher.vocab_size:,} tokens"
     if visit.model is None:
         return f"{text}; the teacher is {config.teacher.kind}: {config.teacher.title}"

@@ -188,12 +188,15 @@ def _student_source(config: RunConfig, folder: RunFolder, student: str | Path | 
 def _teacher(config: RunConfig, tokenizer: Any, device: Any) -> tuple[LiveTeacher | None, str | None]:
     """The model that the student is held against, and where it is; of several teachers, the first here."""
     named = live_teacher(config.teacher)
-    if config.teacher is None or (named is not None and named.alignment == "text"):
+    if config.teacher is None:
         return None, None
-    if named is None:
+    if named is None or named.alignment == "text":
+        why = f"teacher.kind: {config.teacher.kind} has no model that can be loaded here"
+        if named is not None:
+            why = "teacher.alignment: text: the teacher has other tokens"
         warn(
-            f"teacher.kind: {config.teacher.kind} has no model that can be loaded here, so the student is measured "
-            "alone; evaluate with teacher={kind: live, model: ...} where it is",
+            f"{why}, so the student is measured alone; to measure it against another model: "
+            "teacher={kind: live, model: ...}",
             SettingWarning,
             stacklevel=3,
         )

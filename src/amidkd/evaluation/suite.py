@@ -291,7 +291,7 @@ def _missing(held_out: HeldOut, has_teacher: bool) -> list[str]:
     """What these rows do not allow, and what would."""
     missing = []
     if not has_teacher:
-        missing.append("distance from a teacher: the run file has no `teacher`")
+        missing.append("distance from a teacher: there is none here to measure against")
     if not any(text is not None for text in held_out.texts):
         what = "NLL and perplexity" + (", and distances from the teacher on real text" if has_teacher else "")
         missing.append(f"{what}: no row has a `completion`")

@@ -25,6 +25,7 @@ _MEASURES = (
     "top1_agreement",
     "responsibility",
     "cross_entropy",
+    "aligned_tokens",
 )
 
 

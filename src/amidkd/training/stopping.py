@@ -10,7 +10,7 @@ from torch import Tensor
 from amidkd.errors import LossError, SettingError, TeacherError
 from amidkd.generation import GenerationError
 from amidkd.record import RunFolder
-from amidkd.teachers import Grouped
+from amidkd.teachers import Aligned, Grouped
 from amidkd.training.checkpoint import step_of
 from amidkd.training.failure import Pass, describe_failure, likely_cause
 
@@ -67,6 +67,8 @@ def _cause(trainer: "DistillationTrainer", failed: Pass) -> str:
 
 def _first_voice(said: Any) -> Any:
     """One teacher's signal: its state is looked at, not what it says."""
+    if isinstance(said, Aligned):
+        return said.teacher
     return said.groups[0].signals[0] if isinstance(said, Grouped) else said
 
 
