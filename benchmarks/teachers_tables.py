@@ -41,7 +41,9 @@ def percent(value: float | None, *, sign: bool = False) -> str:
     if math.isinf(value):
         return "∞"
     value *= 100
-    digits = max(0, min(4, 1 - math.floor(math.log10(abs(value))))) if value else 0
+    if abs(value) < 5e-5:
+        return "0"
+    digits = max(0, min(4, 1 - math.floor(math.log10(abs(value)))))
     return f"{value:{'+' if sign else ''}.{digits}f}".replace("-", "−")
 
 
