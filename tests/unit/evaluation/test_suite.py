@@ -217,7 +217,7 @@ def test_without_a_teacher_its_metrics_are_missing_and_said(world) -> None:
     found = evaluate(world, world.student, teacher=None)
     assert "nll" in found.estimates
     assert "kl_teacher_student" not in found.estimates
-    assert any("no `teacher`" in line for line in found.missing)
+    assert any("distance from a teacher: there is none" in line for line in found.missing)
 
 
 def test_rows_over_the_limit_that_are_dropped_leave_nothing(world) -> None:
