@@ -17,7 +17,7 @@ from machine import machine, versions
 from teachers_tables import show
 
 KS = {"stories": [4, 8, 16, 32, 64], "pronunciation": [2, 4, 8, 16, 32]}
-TRAINED_KS = {"stories": [4, 16], "pronunciation": [2]}
+TRAINED_KS = {"stories": [4, 16], "pronunciation": [2, 4]}
 
 
 def error(folder: Path, names: list[str]) -> list[dict[str, Any]]:
@@ -79,11 +79,11 @@ def main() -> None:
     options.folder.mkdir(parents=True, exist_ok=True)
     found = json.loads(options.json.read_text()) if options.json and options.json.is_file() else {}
     for name in chosen:
-        worlds = options.worlds.split(",")
+        worlds, before = options.worlds.split(","), found.get(name, {"contexts": {}, "rows": []})
         rows = SECTIONS[name](options.folder.resolve(), worlds)
-        rows += [row for row in found.get(name, {}).get("rows", []) if row.get("world", worlds[0]) not in worlds]
+        rows = [row for row in before["rows"] if row.get("world", worlds[0]) not in worlds] + rows
         context = {"command": " ".join(sys.argv), "machine": machine(quick=True), "versions": versions()}
-        found[name] = {"context": context, "rows": rows}
+        found[name] = {"contexts": before["contexts"] | {options.worlds: context}, "rows": rows}
         if options.json:
             options.json.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     show({name: section["rows"] for name, section in found.items()})

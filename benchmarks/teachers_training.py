@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from teachers_samples import slope, stored, stores
 from teachers_world import World
+from torch import Tensor
 
 from amidkd.data import collate
 
@@ -22,7 +23,10 @@ def trained(world: World, ks: list[int], seeds: list[int]) -> list[dict[str, Any
     first = next(world.batches(world.train, world.batch))
     some = world.teacher_log_probs(first).exp()[:2048]
     chosen = [None, *(store for store in stores(some, ks) if store.name in TRAINED)]
-    said = [world.teacher_log_probs(sequences).exp() for sequences in world.batches(world.train, 1)]
+    said: list[Tensor] = []
+    for sequences in world.batches(world.train, world.batch):
+        counts = sequences.targets_BT[:, 1:].sum(-1).tolist()
+        said += world.teacher_log_probs(sequences).exp().split(counts)
     rows = [{"world": world.name, "store": "untrained", "k": None, "seed": None, **judged(world, world.untrained)}]
     for store in chosen:
         # What is stored is the same in every epoch and for every seed.

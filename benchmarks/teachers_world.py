@@ -101,7 +101,7 @@ def _pronunciation() -> World:
     student = SHARED / "models" / "g2p-st64_ce"
     # The file is in the order of the alphabet.
     rows = _rows(tokenizer, data, file, 200_000)
-    chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:6_400].tolist()
+    chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:25_600].tolist()
     return World(
         name="pronunciation",
         teacher=load_model(folder).eval().requires_grad_(False),
@@ -110,8 +110,8 @@ def _pronunciation() -> World:
         train=[rows[place] for place in chosen],
         held_out=_rows(tokenizer, data, held_out, 1_000),
         batch=128,
-        learning_rate=1e-3,
-        epochs=3,
+        learning_rate=3e-4,
+        epochs=1,
         vocab_size=100,
     )
 
