@@ -4,8 +4,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
-from teachers_world import World
+from teachers_samples import stores
+from teachers_world import World, stored_hidden, stored_top_k
 from torch import Tensor
 
 from amidkd.kernels import distillation_loss
@@ -13,9 +15,8 @@ from amidkd.maths import Objective, divergence
 from amidkd.maths.coarse import truncate
 from amidkd.maths.objective import AnyObjective
 from amidkd.signals import Hidden, Logits, Signal, TopK
-from amidkd.teachers.cached import Layout
 
-__all__ = ["OBJECTIVES", "errors", "stored_top_k"]
+__all__ = ["OBJECTIVES", "errors"]
 
 KS = (8, 16, 32, 64, 128, 256, 512)
 
@@ -43,21 +44,6 @@ OBJECTIVES: dict[str, AnyObjective] = {
 }
 
 Form = Callable[[Tensor, AnyObjective], Tensor]
-
-
-def stored_top_k(log_p: Tensor, k: int) -> TopK:
-    """The teacher's distributions as a cache of format ``top_k`` gives them back."""
-    layout = Layout("top_k", log_p.shape[-1], top_k=k)
-    found = layout.decode(layout.encode(Logits(log_p)), None)
-    assert isinstance(found, TopK)
-    return found
-
-
-def stored_hidden(hidden: Hidden) -> Signal:
-    """The teacher's states as a cache of format ``hidden`` gives them back."""
-    head = {"weight": hidden.weight, "bias": hidden.bias, "scale": hidden.scale, "softcap": hidden.softcap}
-    layout = Layout("hidden", len(hidden.weight), width=hidden.states.shape[1])
-    return layout.decode(layout.encode(hidden), head)
 
 
 def _loss(signal: Signal) -> Form:
@@ -98,6 +84,10 @@ def _forms(log_p: Tensor, hidden: Hidden, ks: list[int]) -> Iterator[tuple[str, 
         yield "teacher renormalised, 0 elsewhere", k, _loss(TopK(top.ids, top.log_probs.log_softmax(-1), certain))
         yield "both renormalised", k, _both_renormalised(top)
         yield "partial sum", k, _partial_sum(top)
+    p, generator = log_p.exp(), np.random.default_rng(0)
+    for store in stores(p, [k for k in ks if k <= 64]):
+        if store.name == "samples" and store.estimate is not None:
+            yield store.name, store.k, _loss(Logits(store.estimate(p, generator).log()))
 
 
 def errors(world: World, tokens: int) -> list[dict[str, Any]]:

@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from teachers_error import stored_top_k
-from teachers_world import World
+from teachers_world import World, stored_top_k
 from torch import Tensor
 
 from amidkd.maths.coarse import coarse_grain, with_tail

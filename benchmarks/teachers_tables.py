@@ -79,9 +79,9 @@ def _errors(rows: Rows) -> None:
                 ],
             )
         forms = [form for form in _of(here, "form") if not form.startswith("hidden")]
-        chosen = ("forward KL", "reverse KL", "AMiD, α = −0.5", "AMiD, α = −3")
+        chosen = ("forward KL", "reverse KL", "skew forward KL, κ = 0.1", "AMiD, α = −0.5", "AMiD, α = −3")
         _table(
-            f"{world}: what else is done with the top k; error of loss / gradient of the parameters, %",
+            f"{world}: the same bytes used otherwise; error of loss / gradient of the parameters, %",
             ["objective", "form", *(f"k = {k}" for k in ks)],
             [
                 [objective, form, *(_both(cells.get((objective, form, k))) for k in ks)]

@@ -12,9 +12,10 @@ from amidkd.config import parse
 from amidkd.data import Encoder, Example, Sequences, collate, load_rows
 from amidkd.models import Backbone, load_model, load_tokenizer
 from amidkd.models.prune import depth_pruned
-from amidkd.signals import Hidden
+from amidkd.signals import Hidden, Logits, Signal, TopK
+from amidkd.teachers.cached import Layout
 
-__all__ = ["SHARED", "World", "worlds"]
+__all__ = ["SHARED", "World", "stored_hidden", "stored_top_k", "worlds"]
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -66,6 +67,21 @@ class World:
         """A model's logits at the supervised positions [N, V]."""
         output = model(input_ids=sequences.tokens_BT, attention_mask=sequences.attention_BT, use_cache=False)
         return output.logits[sequences.predicts_BT()].float()
+
+
+def stored_top_k(log_p: Tensor, k: int) -> TopK:
+    """The teacher's distributions as a cache of format ``top_k`` gives them back."""
+    layout = Layout("top_k", log_p.shape[-1], top_k=k)
+    found = layout.decode(layout.encode(Logits(log_p)), None)
+    assert isinstance(found, TopK)
+    return found
+
+
+def stored_hidden(hidden: Hidden) -> Signal:
+    """The teacher's states as a cache of format ``hidden`` gives them back."""
+    head = {"weight": hidden.weight, "bias": hidden.bias, "scale": hidden.scale, "softcap": hidden.softcap}
+    layout = Layout("hidden", len(hidden.weight), width=hidden.states.shape[1])
+    return layout.decode(layout.encode(hidden), head)
 
 
 def _rows(tokenizer: Any, data: dict[str, Any], file: Path, limit: int) -> list[Example]:

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import teachers_runs
 import teachers_samples
 import teachers_tables
-from teachers_error import stored_top_k
+from teachers_world import stored_top_k
 
 
 @pytest.fixture(scope="module")
