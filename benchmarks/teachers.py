@@ -65,6 +65,24 @@ SECTIONS: dict[str, Callable[[Path, list[str]], list[dict[str, Any]]]] = {
 }
 
 
+def _written(found: dict[str, Any]) -> str:
+    """JSON with one row a line, numbers to six digits."""
+    sections = []
+    for name, section in found.items():
+        rows = ",\n".join(json.dumps(_short(row), ensure_ascii=False) for row in section["rows"])
+        contexts = json.dumps(section["contexts"], ensure_ascii=False)
+        sections.append(f'{json.dumps(name)}: {{"contexts": {contexts}, "rows": [\n{rows}\n]}}')
+    return "{" + ",\n".join(sections) + "}\n"
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {name: _short(each) for name, each in value.items()}
+    return [_short(each) for each in value] if isinstance(value, list) else value
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
@@ -85,7 +103,7 @@ def main() -> None:
         context = {"command": " ".join(sys.argv), "machine": machine(quick=True), "versions": versions()}
         found[name] = {"contexts": before["contexts"] | {options.worlds: context}, "rows": rows}
         if options.json:
-            options.json.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+            options.json.write_text(_written(found))
     show({name: section["rows"] for name, section in found.items()})
     if options.plot:
         from teachers_plot import plot

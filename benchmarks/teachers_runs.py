@@ -23,7 +23,7 @@ from teachers_bytes import amidkd, run_file
 
 __all__ = ["KINDS", "Kind", "by_kind", "distilled"]
 
-LOGGED = 5
+LOGGED = 3
 """Steps between two lines of metrics."""
 
 DELAY = 0.2
@@ -64,8 +64,8 @@ KINDS = (
 )
 
 TRAINING = {
-    "stories": {"max_steps": 60, "per_device_train_batch_size": 16, "learning_rate": 1e-3},
-    "pronunciation": {"max_steps": 40, "per_device_train_batch_size": 256, "learning_rate": 1e-3},
+    "stories": {"max_steps": 30, "per_device_train_batch_size": 16, "learning_rate": 1e-3},
+    "pronunciation": {"max_steps": 24, "per_device_train_batch_size": 256, "learning_rate": 1e-3},
 }
 
 
