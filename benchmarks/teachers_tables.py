@@ -149,7 +149,9 @@ def _training(rows: Rows) -> None:
             more = row.get("kl_teacher_student, more than live")
             lines.append(
                 [
-                    row["store"] if row["k"] is None else f"{row['store']}, at the bytes of k = {row['k']}",
+                    row["store"].replace("untrained", "before the training")
+                    if row["k"] is None
+                    else f"{row['store']}, at the bytes of k = {row['k']}",
                     "" if row["bytes"] is None else f"{row['bytes']:.0f}",
                     f"{row['kl_teacher_student']:.4f}",
                     "" if more is None else f"{more[0]:+.4f} ± {more[1]:.4f}".replace("-", "−"),
