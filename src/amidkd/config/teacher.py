@@ -119,12 +119,14 @@ class CachedTeacher(_Model):
         None, description="Model folder or hub name of the teacher. It may be left out where the cache is complete."
     )
     source: ServedTeacher | None = Field(None, description="A server to fill the cache from, in place of `model`.")
-    format: TeacherFormat = Field(
+    format: TeacherFormat | Literal["samples"] = Field(
         "top_k",
         description="`top_k`: the likeliest tokens and the mass of the rest; `hidden`: last hidden states in bfloat16 "
-        "and the head once, exact for any objective and temperature.",
+        "and the head once, exact for any objective and temperature; `samples`: the likeliest tokens and draws from "
+        "the rest, an unbiased estimate for forward KL alone.",
     )
-    top_k: int = Field(64, gt=0, description="How many of the likeliest tokens `top_k` keeps.")
+    top_k: int = Field(64, gt=0, description="How many of the likeliest tokens `top_k` and `samples` keep.")
+    draws: int = Field(32, gt=0, description="How many tokens `samples` draws from those beyond the likeliest.")
     batch_size: int = Field(16, gt=0, description="Rows in a batch while the cache is written.")
     shard_rows: int = Field(1024, gt=0, description="Rows of a file of the cache.")
 

@@ -146,6 +146,8 @@ def describe_teacher(teacher: TeacherConfig) -> str:
         form = (
             f"its {teacher.top_k} likeliest tokens and the rest" if teacher.format == "top_k" else "its hidden states"
         )
+        if isinstance(teacher, CachedTeacher) and teacher.format == "samples":
+            form = f"its {teacher.top_k} likeliest tokens and {teacher.draws} draws from the rest"
         return f"{form}, {'from disk' if teacher.kind == 'cached' else 'from a server'}"
     if isinstance(teacher, LiveTeacher) and teacher.alignment == "text":
         return "of another tokenizer, matched by text"

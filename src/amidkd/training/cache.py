@@ -131,6 +131,7 @@ def _write(
     settings = CacheSettings(
         format=cached.format,
         top_k=cached.top_k,
+        draws=cached.draws,
         batch_size=cached.batch_size,
         shard_rows=cached.shard_rows,
         tokenizer=getattr(teacher, "tokenizer", run.tokenizer),

@@ -66,10 +66,12 @@ def check_teacher(config: RunConfig, verb: str) -> None:
                 f"teacher.alignment: text ({member.title}) has no meaning in an ensemble, whose teachers speak of the "
                 "same tokens; use it alone, or distil from it in a stage of its own"
             )
-        truncated = isinstance(member, CachedTeacher | ServedTeacher) and member.format == "top_k"
-        if truncated and config.objective.temperature != 1:
+        if isinstance(member, CachedTeacher) and member.format == "samples":
+            _check_samples(config, alone=member is teacher)
+        form = member.format if isinstance(member, CachedTeacher | ServedTeacher) else "hidden"
+        if form != "hidden" and config.objective.temperature != 1:
             raise SettingError(
-                f"objective.temperature = {config.objective.temperature:g} with teacher.format: top_k: the tail of a "
+                f"objective.temperature = {config.objective.temperature:g} with teacher.format: {form}: the tail of a "
                 "truncated distribution cannot be tempered; use temperature 1, or teacher.format: hidden"
             )
 
@@ -91,6 +93,32 @@ def _check_text(config: RunConfig) -> None:
         raise SettingError(
             "policy.adaptive_skew with teacher.alignment: text: the teacher does not speak of each token; "
             "set it to false"
+        )
+
+
+def _check_samples(config: RunConfig, *, alone: bool) -> None:
+    """Draws estimate the teacher's probabilities; only a loss that is linear in them is estimated without bias."""
+    objective = config.objective
+    use = "use teacher.format: top_k or hidden"
+    if not alone:
+        raise SettingError(f"teacher.format: samples in an ensemble: mixtures of estimates are biased; {use}")
+    for term in objective.terms if objective.terms is not None else [objective]:
+        forward = (term.divergence.name, term.between) in (
+            ("kl", "teacher||student"),
+            ("kl", "teacher||assistant"),
+            ("reverse_kl", "student||teacher"),
+            ("reverse_kl", "assistant||teacher"),
+        )
+        if not forward:
+            raise SettingError(
+                f"teacher.format: samples is for forward KL (kl between teacher||student or teacher||assistant); the "
+                f"objective has {term.divergence.name} between {term.between}, which needs the probability of every "
+                f"token; {use}"
+            )
+    if objective.weighting.by in ("teacher_entropy", "disagreement"):
+        raise SettingError(
+            f"objective.weighting.by: {objective.weighting.by} with teacher.format: samples: the draws do not "
+            f"tell; {use}"
         )
 
 

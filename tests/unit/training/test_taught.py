@@ -252,3 +252,24 @@ def test_what_does_not_go_together_is_refused_before_work(tree, tmp_path, sectio
     with pytest.raises(SettingError, match=message):
         distill(parse(json.loads(text.replace("TEACHER", made))))
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_cache_of_samples_is_near_the_live_curve_and_for_forward_kl_alone(tree, tmp_path) -> None:
+    tree["objective"] = {"between": "teacher||assistant", "alpha": -0.5, "lam": 0.3}
+    live = run(tree, tmp_path / "live")
+    cached = {**tree["teacher"], "kind": "cached", "folder": str(tmp_path / "cache"), "format": "samples"}
+    cached |= {"top_k": 100, "draws": 400}
+    run_cache(parse({**tree, "teacher": cached}))
+    found = run(tree, tmp_path / "cached", teacher=cached)
+    torch.testing.assert_close(losses(found), losses(live), rtol=0.2, atol=0)
+    for wrong, message in (
+        ({"between": "student||teacher"}, "samples is for forward KL .* kl between student"),
+        ({"divergence": "total_variation", "between": "teacher||student"}, "samples is for forward KL"),
+        ({**tree["objective"], "weighting": {"by": "disagreement"}}, "the draws do not tell"),
+    ):
+        with pytest.raises(SettingError, match=message):
+            run(tree, tmp_path / "wrong", teacher=cached, objective=wrong)
+    with pytest.raises(SettingError, match="samples in an ensemble"):
+        run(tree, tmp_path / "wrong", teacher=ensemble(cached, tree["teacher"]))
+    with pytest.raises(SettingError, match=r"draws \(teacher\.draws\): 400 there, 7 now"):
+        run(tree, tmp_path / "wrong", teacher={**cached, "draws": 7})

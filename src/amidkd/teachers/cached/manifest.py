@@ -25,6 +25,7 @@ _TITLES = {
     "vocab_size": "the vocabulary shared with the student",
     "format": "teacher.format",
     "top_k": "teacher.top_k",
+    "draws": "teacher.draws",
 }
 
 
@@ -39,7 +40,7 @@ class Manifest:
         tokens: Supervised tokens in the whole cache.
         shards: Files in the whole cache.
         shard_rows: Sequences of each file but the last.
-        width: Size of the hidden states; None with ``top_k``.
+        width: Size of the hidden states; None with the others.
         complete: Whether all is there.
     """
 
@@ -56,7 +57,9 @@ class Manifest:
     def layout(self) -> Layout:
         """How its signals are stored."""
         made = self.made_with
-        return Layout(made["format"], made["vocab_size"], top_k=made["top_k"], width=self.width)
+        return Layout(
+            made["format"], made["vocab_size"], top_k=made["top_k"], width=self.width, draws=made.get("draws")
+        )
 
 
 def shard_name(number: int) -> str:

@@ -202,8 +202,10 @@ def open_cache(
     tokenizer = load_tokenizer(str(tokenizer_folder(config, folder)), trust_remote_code=config.trust_remote_code)
     shared = prove_same_vocabulary(teacher=tokenizer, student=student_tokenizer)
     expected: dict[str, Any] = {"vocab_size": shared, "format": config.format}
-    if config.format == "top_k":
+    if config.format != "hidden":
         expected["top_k"] = min(config.top_k, shared)
+    if config.format == "samples":
+        expected["draws"] = config.draws
     live = live_teacher(config)
     teacher = None if live is None else fingerprint_of(live, vocab_size=shared)
     if teacher is not None:

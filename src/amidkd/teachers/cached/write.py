@@ -4,6 +4,7 @@ Rows and batches are the same ones after a restart, so the files of a killed cal
 of an uninterrupted one.
 """
 
+import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -50,8 +51,8 @@ class CacheSettings:
     """What a cache is made of, and how.
 
     Args:
-        format: ``top_k`` or ``hidden``.
-        top_k: K of ``top_k``.
+        format: ``top_k``, ``hidden`` or ``samples``.
+        top_k: K of ``top_k`` and ``samples``.
         batch_size: Rows of a batch.
         shard_rows: Rows of a file; a cache that was begun keeps its own.
         tokenizer: The teacher's tokenizer.
@@ -59,6 +60,7 @@ class CacheSettings:
         name: What the teacher is called, for information.
         pad_id: What fills batches.
         device: Where batches go.
+        draws: Draws of ``samples``.
     """
 
     format: str
@@ -70,6 +72,7 @@ class CacheSettings:
     name: str
     pad_id: int
     device: Any
+    draws: int = 0
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,7 @@ def plan_cache(entries: Sequence[Entry], *, teacher: Teacher, settings: CacheSet
         raise SettingError("there is nothing to cache: no row has a supervised token")
     shortest = min(entries, key=lambda entry: len(entry.tokens))
     probe = _asked(teacher, _batch([shortest], settings), settings.device)
-    layout = layout_of(settings.format, settings.top_k, probe, vocab_size=teacher.vocab_size)
+    layout = layout_of(settings.format, settings.top_k, probe, vocab_size=teacher.vocab_size, draws=settings.draws)
     made_with = {
         "teacher": teacher.fingerprint(),
         "tokenizer": vocabulary_fingerprint(settings.tokenizer),
@@ -127,6 +130,7 @@ def plan_cache(entries: Sequence[Entry], *, teacher: Teacher, settings: CacheSet
         "temperature": 1.0,
         "format": layout.format,
         "top_k": layout.top_k,
+        **({} if layout.draws is None else {"draws": layout.draws}),
         "storage": layout.storage(),
     }
     head = probe if isinstance(probe, Hidden) and layout.format == "hidden" else None
@@ -228,7 +232,8 @@ def _fill(
         made: dict[int, list[np.ndarray]] = {}
         for batch in plan:
             teacher.expect(coming[asked : asked + _WINDOW])
-            columns = layout.encode(_asked(teacher, coming[asked], settings.device))
+            seed = _seed([window[place] for place in batch])
+            columns = layout.encode(_asked(teacher, coming[asked], settings.device), seed=seed)
             made |= zip(batch, _by_row(columns, [window[place] for place in batch]), strict=True)
             asked += 1
         for place, entry in enumerate(window):
@@ -237,6 +242,12 @@ def _fill(
             tokens = sum(entry.token_count() for entry in window)
             progress(len(window), tokens, shard.written - before)
             before = shard.written
+
+
+def _seed(entries: Sequence[Entry]) -> int:
+    """What the draws of a batch hang on: its sequences alone, so that a restart draws the same."""
+    digest = hashlib.blake2b(b"".join(entry.key for entry in entries), digest_size=7)
+    return int.from_bytes(digest.digest(), "little")
 
 
 def _batches(window: Sequence[Entry], size: int) -> list[list[int]]:
