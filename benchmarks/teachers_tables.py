@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from teachers_runs import by_kind
+from teachers_runs import KINDS, by_kind
 
 __all__ = ["show", "training_table"]
 
@@ -193,7 +193,7 @@ def _bytes(rows: Rows) -> None:
 
 
 def _distill(rows: Rows) -> None:
-    table = by_kind(rows)
+    table, order = by_kind(rows), [kind.name for kind in KINDS]
     for world in _of(table, "world"):
         _table(
             f"{world}: the same run with its teacher elsewhere; medians of the rounds",
@@ -216,9 +216,9 @@ def _distill(rows: Rows) -> None:
                     f"{row['largest_difference']:.2g}",
                     percent(row["largest_relative_difference"]),
                     "" if row["waited"] is None else f"{1000 * row['waited']:.0f}",
-                    "" if row["waited"] is None else percent(row["hidden_part"]),
+                    "" if row["waited"] is None else percent(max(0.0, row["hidden_part"])),
                 ]
-                for row in sorted(table, key=lambda row: list(_of(rows, "kind")).index(row["kind"]))
+                for row in sorted(table, key=lambda row: order.index(row["kind"]))
                 if row["world"] == world
             ],
         )

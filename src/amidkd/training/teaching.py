@@ -103,17 +103,11 @@ def _check_samples(config: RunConfig, *, alone: bool) -> None:
     if not alone:
         raise SettingError(f"teacher.format: samples in an ensemble: mixtures of estimates are biased; {use}")
     for term in objective.terms if objective.terms is not None else [objective]:
-        forward = (term.divergence.name, term.between) in (
-            ("kl", "teacher||student"),
-            ("kl", "teacher||assistant"),
-            ("reverse_kl", "student||teacher"),
-            ("reverse_kl", "assistant||teacher"),
-        )
-        if not forward:
+        forward = (("kl", "teacher||student"), ("reverse_kl", "student||teacher"))
+        if (term.divergence.name, term.between) not in forward:
             raise SettingError(
-                f"teacher.format: samples is for forward KL (kl between teacher||student or teacher||assistant); the "
-                f"objective has {term.divergence.name} between {term.between}, which needs the probability of every "
-                f"token; {use}"
+                "teacher.format: samples is for forward KL (kl between teacher||student), which is linear in the "
+                f"teacher's probabilities; the objective has {term.divergence.name} between {term.between}; {use}"
             )
     if objective.weighting.by in ("teacher_entropy", "disagreement"):
         raise SettingError(

@@ -255,7 +255,7 @@ def test_what_does_not_go_together_is_refused_before_work(tree, tmp_path, sectio
 
 
 def test_a_cache_of_samples_is_near_the_live_curve_and_for_forward_kl_alone(tree, tmp_path) -> None:
-    tree["objective"] = {"between": "teacher||assistant", "alpha": -0.5, "lam": 0.3}
+    tree["objective"] = {"between": "teacher||student"}
     live = run(tree, tmp_path / "live")
     cached = {**tree["teacher"], "kind": "cached", "folder": str(tmp_path / "cache"), "format": "samples"}
     cached |= {"top_k": 100, "draws": 400}
@@ -264,6 +264,7 @@ def test_a_cache_of_samples_is_near_the_live_curve_and_for_forward_kl_alone(tree
     torch.testing.assert_close(losses(found), losses(live), rtol=0.2, atol=0)
     for wrong, message in (
         ({"between": "student||teacher"}, "samples is for forward KL .* kl between student"),
+        ({"between": "teacher||assistant", "alpha": -1}, "samples is for forward KL .* kl between teacher"),
         ({"divergence": "total_variation", "between": "teacher||student"}, "samples is for forward KL"),
         ({**tree["objective"], "weighting": {"by": "disagreement"}}, "the draws do not tell"),
     ):
