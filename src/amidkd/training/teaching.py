@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from warnings import warn
 
 from accelerate.utils import broadcast_object_list
 
@@ -21,7 +22,7 @@ from amidkd.config import (
     members_of,
 )
 from amidkd.data import Encoder, Example, Row, evaluation_rows
-from amidkd.errors import SettingError
+from amidkd.errors import SettingError, SettingWarning
 from amidkd.models import pad_id_of
 from amidkd.policies import writes_while_training
 from amidkd.teachers import Teacher
@@ -68,6 +69,8 @@ def check_teacher(config: RunConfig, verb: str) -> None:
             )
         if isinstance(member, CachedTeacher) and member.format == "samples":
             _check_samples(config, alone=member is teacher)
+        if isinstance(member, CachedTeacher | ServedTeacher) and member.format == "top_k":
+            _warn_of_tail(config)
         form = member.format if isinstance(member, CachedTeacher | ServedTeacher) else "hidden"
         if form != "hidden" and config.objective.temperature != 1:
             raise SettingError(
@@ -94,6 +97,23 @@ def _check_text(config: RunConfig) -> None:
             "policy.adaptive_skew with teacher.alignment: text: the teacher does not speak of each token; "
             "set it to false"
         )
+
+
+def _warn_of_tail(config: RunConfig) -> None:
+    """Some objectives weigh what a truncated teacher does not list."""
+    objective = config.objective
+    for term in objective.terms if objective.terms is not None else [objective]:
+        name, between = term.divergence.name, term.between
+        reverse = (name, between) in (("kl", "student||teacher"), ("reverse_kl", "teacher||student"))
+        if reverse or name in ("jeffreys", "alpha_beta"):
+            warn(
+                f"teacher.format: top_k with {name} between {between}: this objective weighs the tokens that are not "
+                "listed, and with a flat teacher its gradient was 16 to 22 % off at 64 of 512 tokens "
+                "(docs/choose/teacher.md); use teacher.format: hidden, or a larger teacher.top_k",
+                SettingWarning,
+                stacklevel=4,
+            )
+            return
 
 
 def _check_samples(config: RunConfig, *, alone: bool) -> None:

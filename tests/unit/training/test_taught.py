@@ -3,6 +3,7 @@
 import copy
 import json
 import shutil
+import warnings
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from amidkd.record import RunFolder, read_json_lines
 from amidkd.teachers.cached import CachedTeacher
 from amidkd.training import distill, run_cache, sft
 from amidkd.training.metrics import TIME_FIELDS
+from amidkd.training.teaching import check_teacher
 
 
 @pytest.fixture
@@ -274,3 +276,20 @@ def test_a_cache_of_samples_is_near_the_live_curve_and_for_forward_kl_alone(tree
         run(tree, tmp_path / "wrong", teacher=ensemble(cached, tree["teacher"]))
     with pytest.raises(SettingError, match=r"draws \(teacher\.draws\): 400 there, 7 now"):
         run(tree, tmp_path / "wrong", teacher={**cached, "draws": 7})
+
+
+@pytest.mark.parametrize(
+    ("objective", "warns"),
+    [
+        ({"between": "student||teacher"}, True),
+        ({"between": "teacher||assistant", "divergence": {"name": "alpha_beta", "a": 0.2, "b": 0.7}}, True),
+        ({"between": "teacher||assistant"}, False),
+        ({"between": "student||assistant", "alpha": -1, "lam": 0.9}, False),
+    ],
+)
+def test_objectives_that_weigh_what_is_not_listed_are_warned_of(tree, objective, warns) -> None:
+    config = parse({**tree, "teacher": {"kind": "served"}, "objective": objective})
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        check_teacher(config, "distill")
+    assert any("tokens that are not listed" in str(warning.message) for warning in caught) is warns
