@@ -5,6 +5,7 @@ and collects what the gradient is of. Logits that exist already go to the row ke
 and their gradient there is never more than ``memory_mb``. The backward pass only scales what the forward pass found.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,7 +27,7 @@ from amidkd.kernels.truncated import Merged
 from amidkd.maths.objective import AnyObjective, WeightedSum
 from amidkd.signals import Hidden, TopK
 
-__all__ = ["attach", "beyond_row_kernels", "chunk_tokens", "chunked"]
+__all__ = ["attach", "attach_found", "beyond_row_kernels", "chunk_tokens", "chunked"]
 
 
 MEMORY_MB = {"cpu": 128.0, "other": 1024.0}
@@ -365,4 +366,15 @@ def attach(total: Tensor, collected: StudentSide, tensors: tuple[Tensor | None, 
         collected: Its gradient, as ``chunked`` found it.
         tensors: The student's tensors, in the order of ``StudentSide.finish``.
     """
-    return _Attach.apply(total, collected.finish(), *tensors)
+    return attach_found(total, collected.finish(), tensors)
+
+
+def attach_found(total: Tensor, gradients: list[Tensor | None], tensors: Sequence[Tensor | None]) -> Tensor:
+    """Give a sum the gradients that were found with it; they are used up by its backward.
+
+    Args:
+        total: Scalar.
+        gradients: With respect to each tensor, of its shape; None: none is wanted.
+        tensors: What the sum is a function of.
+    """
+    return _Attach.apply(total, gradients, *tensors)

@@ -9,16 +9,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from amidkd.data import Sequences
 from amidkd.kernels import LossOutput, distillation_loss
-from amidkd.kernels.chunked import MEMORY_MB
+from amidkd.kernels.chunked import MEMORY_MB, attach_found
 from amidkd.kernels.heads import compute_dtype, exact, head_logits, sources, vocabulary
 from amidkd.maths.objective import AnyObjective
 from amidkd.signals import Hidden, Logits
 from amidkd.teachers import Aligned
 from amidkd.training.merging import Rows, Vocabulary, merge, merged_outcome
+from amidkd.training.metrics import mean_metrics
 from amidkd.training.settings import LossSettings
 from amidkd.training.weighting import STUDENT
 
@@ -67,13 +67,13 @@ def aligned_loss(
         for spans in walk.chunks(chosen)
     ]
     total = walk.zero + sum(out.loss for out in made)
-    metrics = _joined(made)
+    metrics = mean_metrics([out.metrics for out in made])
     if measure:
         metrics.setdefault("tokens", torch.zeros((), dtype=torch.long, device=total.device))
         inside_N = (said.span_N >= 0).to(total)
         metrics["aligned_tokens"] = inside_N.sum() / max(1, len(inside_N))
     if learns:
-        total = _Known.apply(total, walk.gradients, *walk.tensors)
+        total = attach_found(total, walk.gradients, walk.tensors)
     # after the gradient: divided first, a small one would underflow in half precision
     total = total / max(1, count)
     backend = made[0].backend if made else "chunked"
@@ -264,32 +264,3 @@ def _cross_entropy(
         memory_mb=settings.kernels.memory_mb,
         metrics=measure,
     )
-
-
-def _joined(made: Sequence[LossOutput]) -> dict[str, Tensor]:
-    """Metrics of the chunks, as means over all spans."""
-    found: dict[str, Tensor] = {}
-    for name in made[0].metrics if made else ():
-        tokens = torch.stack([out.metrics["tokens"] for out in made])
-        values = torch.stack([out.metrics[name] for out in made])
-        found[name] = tokens.sum() if name == "tokens" else (values * tokens).sum() / tokens.sum().clamp(min=1)
-    return found
-
-
-class _Known(torch.autograd.Function):
-    """A sum whose gradient was found with it."""
-
-    @staticmethod
-    def forward(ctx: Any, total: Tensor, gradients: list[Tensor | None], *tensors: Tensor | None) -> Tensor:
-        ctx.gradients = gradients
-        ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in tensors]
-        return total.clone()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
-        if ctx.gradients is None:
-            raise RuntimeError("the gradient was found once, with the loss: compute the loss again")
-        gradients, ctx.gradients = ctx.gradients, None
-        pairs = zip(gradients, ctx.dtypes, strict=True)
-        return None, None, *(None if one is None else one.mul_(grad_output).to(dtype) for one, dtype in pairs)

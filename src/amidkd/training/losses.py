@@ -13,6 +13,7 @@ from amidkd.maths import Objective
 from amidkd.maths.objective import AnyObjective, WeightedSum, take_rows
 from amidkd.signals import Hidden, Logits, TopK
 from amidkd.teachers import Aligned, Group, Grouped, Said
+from amidkd.training.metrics import mean_metrics
 from amidkd.training.settings import LossSettings
 from amidkd.training.weighting import STUDENT
 
@@ -246,13 +247,7 @@ def _rows(signal: Any, place_n: Tensor | None) -> Any:
 
 def _joined(made: Sequence[LossOutput]) -> LossOutput:
     """Parts of a pass as one: losses added, metrics averaged over their tokens."""
-    metrics: dict[str, Tensor] = {}
-    for name in dict.fromkeys(name for out in made for name in out.metrics):
-        having = [out.metrics for out in made if name in out.metrics]
-        tokens = torch.stack([found["tokens"] for found in having])
-        values = torch.stack([found[name] for found in having])
-        metrics[name] = tokens.sum() if name == "tokens" else (values * tokens).sum() / tokens.sum().clamp(min=1)
     total = made[0].loss
     for out in made[1:]:
         total = total + out.loss
-    return LossOutput(loss=total, backend=made[0].backend, metrics=metrics)
+    return LossOutput(loss=total, backend=made[0].backend, metrics=mean_metrics([out.metrics for out in made]))

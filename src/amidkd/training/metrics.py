@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from amidkd.training.settings import Tokens
 
-__all__ = ["TIME_FIELDS", "Measured", "Progress", "peak_memory_mb"]
+__all__ = ["TIME_FIELDS", "Measured", "Progress", "mean_metrics", "peak_memory_mb"]
 
 TIME_FIELDS = ("seconds", "tokens_per_second", "peak_memory_mb")
 """Fields of a line of metrics.jsonl that differ between a resumed and an uninterrupted run."""
@@ -163,3 +163,18 @@ def peak_memory_mb() -> float:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return float(peak / 2**20 if sys.platform == "darwin" else peak / 2**10)
+
+
+def mean_metrics(made: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Metrics of parts of a pass as those of the whole: averaged over the tokens of the parts that have them.
+
+    Args:
+        made: What ``distillation_loss`` measured of each part; ``tokens`` is how many it has.
+    """
+    metrics: dict[str, Tensor] = {}
+    for name in dict.fromkeys(name for found in made for name in found):
+        having = [found for found in made if name in found]
+        tokens = torch.stack([found["tokens"] for found in having])
+        values = torch.stack([found[name] for found in having])
+        metrics[name] = tokens.sum() if name == "tokens" else (values * tokens).sum() / tokens.sum().clamp(min=1)
+    return metrics
