@@ -19,7 +19,7 @@ from amidkd.data import Encoder
 from amidkd.errors import SettingError
 from amidkd.models import pad_id_of
 from amidkd.teachers import Teacher
-from amidkd.teachers.cached import CacheSettings, Plan, cache_folder, entries_of, plan_cache, write_cache
+from amidkd.teachers.cached import CacheSettings, Plan, cache_folder, entries_of, is_complete, plan_cache, write_cache
 from amidkd.training.answering import text_examples
 from amidkd.training.context import Run, answering_of, begin, load_teacher
 from amidkd.training.hooks import Counter
@@ -141,7 +141,8 @@ def _write(
         device=run.device,
     )
     plan = plan_cache(entries_of(lessons.examples), teacher=teacher, settings=settings)
-    _announce(plan, folder)
+    if not is_complete(folder):
+        _announce(plan, folder)
     share = -(-len(plan.entries) // run.processes)
     with Counter(share, name="teacher's signals") if run.first else nullcontext() as progress:
         manifest = write_cache(

@@ -10,7 +10,7 @@ from amidkd.errors import SettingError
 from amidkd.record import check_made_with, write_json
 from amidkd.teachers.cached.layout import Layout
 
-__all__ = ["MANIFEST", "Manifest", "check_same", "read_manifest", "shard_name", "write_manifest"]
+__all__ = ["MANIFEST", "Manifest", "check_same", "is_complete", "read_manifest", "shard_name", "write_manifest"]
 
 MANIFEST = "manifest.json"
 """In a cache: what made it, and whether it is complete."""
@@ -97,13 +97,25 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     if not path.is_file():
-        raise SettingError(f"teacher.folder: no cache in {folder} (no {MANIFEST}); make it with `amidkd cache RUN`")
+        raise SettingError(
+            f"teacher.folder: no cache in {folder} (no {MANIFEST}); make it with `amidkd cache RUN`, "
+            "or name another folder"
+        )
     try:
         manifest = Manifest(**json.loads(path.read_text(encoding="utf-8")))
         assert manifest.layout.columns
     except (ValueError, TypeError, KeyError, AssertionError) as error:
         raise SettingError(f"{path}: not the manifest of a teacher cache ({error!r})") from None
     return manifest
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether a folder holds a cache, all of it.
+
+    Args:
+        folder: The folder; it need not be there.
+    """
+    return (folder / MANIFEST).is_file() and read_manifest(folder).complete
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
