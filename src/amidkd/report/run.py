@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from amidkd.citations import Citation, citations_of
-from amidkd.config import RunConfig, dump_yaml, load
+from amidkd.config import EnsembleTeacher, RunConfig, dump_yaml, load
 from amidkd.errors import SettingError
 from amidkd.evaluation.display import Shown, show
 from amidkd.evaluation.metrics import METRICS
@@ -78,9 +78,13 @@ def sentence_of(record: Mapping[str, Any], config: RunConfig | None) -> str:
     text = f"A student of {count(student)} parameters" if student else "A student"
     distilled = config is not None and config.teacher is not None and record.get("verb", "distill") == "distill"
     if distilled and config is not None:
-        text += f" that learns from a teacher of {count(teacher)}" if teacher else " that learns from its teacher"
         where = "" if config.teacher is None else describe_teacher(config.teacher)
-        text += f" ({where})" if where else ""
+        if isinstance(config.teacher, EnsembleTeacher):
+            # The size in the record is that of the one that the student is measured against.
+            text += f" that learns from {where},"
+        else:
+            text += f" that learns from a teacher of {count(teacher)}" if teacher else " that learns from its teacher"
+            text += f" ({where})" if where else ""
         text += f" by {describe_objective(config.objective)}"
         if config.policy.kind != "dataset":
             text += f" (text: {describe_policy(config.policy)})"

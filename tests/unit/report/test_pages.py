@@ -12,6 +12,7 @@ from amidkd.errors import SettingError
 from amidkd.evaluation import Estimate, StandardError
 from amidkd.record import RunFolder, write_atomic, write_json, write_json_lines
 from amidkd.report import ComparisonRow, write_comparison, write_report
+from amidkd.report.run import sentence_of
 
 LOADING = {"src", "href", "xlink:href", "srcset", "action", "data"}
 EVIL = "<script>alert('x')</script> & \"so\" on"
@@ -129,6 +130,14 @@ def test_the_sentence_tells_the_run_from_its_record(folder: RunFolder) -> None:
         "fine-tuning first) on 900 supervised tokens in 2.0 s; it answers 45.1 % (± 3.5 over prompts) of the held-out "
         "prompts exactly, its teacher 57.6 % (± 3.6 over prompts)."
     ) in read(write_report(folder)).text
+
+
+def test_the_sentence_names_several_teachers_without_one_size(folder: RunFolder) -> None:
+    teachers = {"kind": "ensemble", "teachers": [{"model": "a"}, {"model": "b"}], "weights": "search"}
+    run = {"student": "s", "teacher": teachers, "data": {"train": "d"}, "output": "o"}
+    found = sentence_of(folder.record(), parse(run))
+    assert "that learns from 2 teachers at once, weights searched, by KL(teacher‖assistant)" in found
+    assert "817 k" not in found
 
 
 def test_the_curves_begin_with_the_warm_start(folder: RunFolder) -> None:
