@@ -15,7 +15,7 @@ help:            ## list the targets
 $(READY): pyproject.toml constraints.txt setup.py src/amidkd/kernels/fused.cpp
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip -c constraints.txt
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,lora,dpo,serve,ensemble]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,lora,dpo,serve,ensemble,sweep,ray,lm-eval]'
 	touch $@
 
 demo: $(READY)   ## distil the built-in teacher into a small student and write a report

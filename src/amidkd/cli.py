@@ -88,6 +88,18 @@ def _parser() -> argparse.ArgumentParser:
         verb = verbs.add_parser(name, help=help_text, description=help_text)
         if name == "demo":
             verb.add_argument("folder", nargs="?", default="demo-run", help="where the runs and the report go")
+        elif name == "report":
+            verb.add_argument("source", metavar="RUN", nargs="?", help="a run file, or the folder of a run or a sweep")
+            verb.add_argument(
+                "--compare", metavar="RUN", nargs="+", help="folders of runs to compare on the same prompts"
+            )
+            verb.add_argument("--format", choices=("html", "md", "json"), default="html", help="what is written")
+        elif name == "watch":
+            verb.add_argument("source", metavar="RUN", help="the folder of a run or a sweep, in progress or done")
+            verb.add_argument("--tui", action="store_true", help="show it in this terminal instead of a browser")
+            verb.add_argument(
+                "--port", type=int, default=0, help="port of the page on this machine; default: a free one"
+            )
         else:
             verb.add_argument("source", metavar="RUN", help="a run file, or the folder of a run")
             verb.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that differ")
@@ -208,6 +220,20 @@ def _report(options: argparse.Namespace) -> int:
     return 0
 
 
+def _sweep(options: argparse.Namespace) -> int:
+    config = _config(options)
+    from amidkd.sweep import run_sweep
+
+    return run_sweep(config)
+
+
+def _watch(options: argparse.Namespace) -> int:
+    from amidkd.watch import watch
+
+    watch(Path(options.source), terminal=options.tui, port=options.port)
+    return 0
+
+
 def _doctor(options: argparse.Namespace) -> int:
     config = _config(options)
     from amidkd.doctor import examine
@@ -249,6 +275,8 @@ _VERBS: dict[str, tuple[Callable[[argparse.Namespace], int], str]] = {
     "cache": (_cache, "ask the teacher about all rows, once, into files that training reads"),
     "serve": (_serve, "serve a run's teacher, or a model folder, to students on other machines"),
     "eval": (_eval, "measure a run's student beside its teacher"),
-    "report": (_report, "write a run's report.html"),
+    "sweep": (_sweep, "try settings of a run, such as alpha, and compare what comes out"),
+    "report": (_report, "write the report of a run or a sweep, or compare several runs"),
+    "watch": (_watch, "follow a run in progress, in a browser or in the terminal"),
     "cite": (_cite, "print BibTeX for the methods that a run uses"),
 }

@@ -7,6 +7,8 @@ Run folder::
     metrics.jsonl    one line each logging step
     drafts/          the student's text before a warm-up; corrected/: as the teacher corrected it
     samples.jsonl    prompts with the teacher's and the student's answers
+    scores.npz       what every metric gave for every prompt, so that two runs can be compared prompt by prompt
+    tokens.jsonl     where the student is farthest from its teacher, token by token
     generated/       text written beforehand: Parquet shards and manifest.json, which says what made them
     teacher-cache/   what the teacher said of every row (``amidkd cache``)
     checkpoint-N/    everything that exact resume needs
@@ -96,6 +98,16 @@ class RunFolder:
     def samples_file(self) -> Path:
         """``samples.jsonl``."""
         return self.path / "samples.jsonl"
+
+    @property
+    def scores_file(self) -> Path:
+        """``scores.npz``."""
+        return self.path / "scores.npz"
+
+    @property
+    def tokens_file(self) -> Path:
+        """``tokens.jsonl``."""
+        return self.path / "tokens.jsonl"
 
     @property
     def student(self) -> Path:

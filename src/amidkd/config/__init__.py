@@ -1,5 +1,14 @@
 """The run file: its schema, and how it is read. Loads no torch."""
 
+from amidkd.config.evaluation import (
+    SUITE_TASKS,
+    CodeConfig,
+    EvaluationConfig,
+    JudgeConfig,
+    LmEvalConfig,
+    SpeculativeConfig,
+    SuiteTaskConfig,
+)
 from amidkd.config.load import dump_yaml, load, parse
 from amidkd.config.objective import (
     AdaptiveSchedule,
@@ -36,7 +45,6 @@ from amidkd.config.schema import (
     CorpusConfig,
     DataConfig,
     DepthPrunedStudent,
-    EvaluationConfig,
     FromScratchStudent,
     KernelsConfig,
     LoraConfig,
@@ -52,6 +60,7 @@ from amidkd.config.schema import (
 from amidkd.config.serve import ServeConfig
 from amidkd.config.serving import ServingConfig, load_serving
 from amidkd.config.stages import final_config, stage_configs, student_origin
+from amidkd.config.sweep import READY_SPACES, Choices, Range, SweepConfig
 from amidkd.config.teacher import (
     CachedTeacher,
     EnsembleTeacher,
@@ -66,9 +75,13 @@ from amidkd.config.teacher import (
 )
 
 __all__ = [
+    "READY_SPACES",
+    "SUITE_TASKS",
     "AdaptivePolicy",
     "AdaptiveSchedule",
     "CachedTeacher",
+    "Choices",
+    "CodeConfig",
     "ConstantSchedule",
     "ContrastivePolicy",
     "CorpusConfig",
@@ -82,9 +95,11 @@ __all__ = [
     "EvaluationConfig",
     "FromScratchStudent",
     "GenerationConfig",
+    "JudgeConfig",
     "KernelsConfig",
     "LinearSchedule",
     "LiveTeacher",
+    "LmEvalConfig",
     "LoraConfig",
     "MixedPolicy",
     "ObjectiveConfig",
@@ -94,6 +109,7 @@ __all__ = [
     "PolicyConfig",
     "PretrainedStudent",
     "PreviousStudent",
+    "Range",
     "RunConfig",
     "SamplingConfig",
     "ScheduleConfig",
@@ -101,11 +117,14 @@ __all__ = [
     "ServeConfig",
     "ServedTeacher",
     "ServingConfig",
+    "SpeculativeConfig",
     "StageConfig",
     "StageTeacher",
     "StudentConfig",
     "StudentSampling",
+    "SuiteTaskConfig",
     "SumConfig",
+    "SweepConfig",
     "TeacherConfig",
     "TermConfig",
     "TrainingConfig",

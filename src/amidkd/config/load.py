@@ -343,7 +343,8 @@ def explain(detail: Any) -> str:
 
 _TAGS = {
     "pretrained", "from_scratch", "depth_pruned", "constant", "linear", "cosine", "piecewise", "adaptive",
-    "number", "settings", "switch", "live", "cached", "served", "stage", "ensemble", "float", "int", "bool", "str",
+    "number", "range", "choices", "settings", "switch", "live", "cached", "served", "stage", "ensemble",
+    "float", "int", "bool", "str",
     "dataset", "on_policy", "mixed", "sequence_level", "contrastive", "warmup", "transformers", "vllm",
 }  # fmt: skip
 

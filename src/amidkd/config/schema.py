@@ -8,9 +8,11 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from amidkd.config.base import Section, path_field
+from amidkd.config.evaluation import EvaluationConfig
 from amidkd.config.objective import ObjectiveConfig, SumConfig
 from amidkd.config.policy import DatasetPolicy, GenerationConfig, PolicyConfig
 from amidkd.config.serve import ServeConfig
+from amidkd.config.sweep import SweepConfig
 from amidkd.config.teacher import Dtype, TeacherConfig
 
 __all__ = [
@@ -191,24 +193,6 @@ class TrainingConfig(Section):
     )
 
 
-class EvaluationConfig(Section):
-    """How students are compared with their teacher."""
-
-    data: str | None = path_field(None, description="Rows to evaluate on. Default: data.validation.")
-    split: str = Field("test", description="Split, for a hub data set.")
-    max_rows: int | None = Field(None, gt=0, description="Use only the first rows.")
-    batch_size: int = Field(64, gt=0, description="Rows in a batch.")
-    max_new_tokens: int | None = Field(None, gt=0, description="Longest answer. Default: data.generation's.")
-    sampling_seeds: list[int] = Field(
-        [10, 20, 30, 40, 50],
-        min_length=1,
-        description="Seeds of the sampled answers, one set of answers each.",
-    )
-    temperature: float = Field(1.0, gt=0, description="Temperature of the sampled answers.")
-    samples_kept: int = Field(50, ge=0, description="Rows of samples.jsonl.")
-    after_training: bool = Field(False, description="Evaluate at the end of `distill` and `sft`.")
-
-
 class KernelsConfig(Section):
     """How the loss is computed."""
 
@@ -274,6 +258,7 @@ class RunConfig(Section):
     training: TrainingConfig = Field(default_factory=TrainingConfig, description="Optimisation.")
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig, description="Evaluation.")
     kernels: KernelsConfig = Field(default_factory=KernelsConfig, description="Loss kernels.")
+    sweep: SweepConfig | None = Field(None, description="What `amidkd sweep` varies.")
     serve: ServeConfig = Field(default_factory=ServeConfig, description="How `amidkd serve` serves the teacher.")
     output: OutputConfig = Field(description="The run folder; a bare path is enough.")
     stages: list[StageConfig] | None = Field(
