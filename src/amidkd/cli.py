@@ -90,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
             verb.add_argument("folder", nargs="?", default="demo-run", help="where the runs and the report go")
         elif name == "report":
             verb.add_argument("source", metavar="RUN", nargs="?", help="a run file, or the folder of a run or a sweep")
+            verb.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that differ")
             verb.add_argument(
                 "--compare", metavar="RUN", nargs="+", help="folders of runs to compare on the same prompts"
             )
