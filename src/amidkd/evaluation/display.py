@@ -10,7 +10,7 @@ from amidkd.evaluation.statistics import Estimate
 
 __all__ = ["Shown", "ShownError", "print_evaluation", "show"]
 
-_DECIMALS = {"share": 1, "nats": 3, "tokens": 2, "": 2}
+_DECIMALS = {"share": 1, "nats": 3, "tokens": 2, "score": 1, "": 2}
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from amidkd.report.page import Grid, GridRow, Head, render, sample_view
 
 __all__ = ["ComparisonRow", "write_comparison"]
 
-_AXIS = {"share": "per cent", "nats": "nats a token", "tokens": "tokens", "": ""}
+_AXIS = {"share": "per cent", "nats": "nats a token", "tokens": "tokens", "score": "0 to 100", "": ""}
 
 
 @dataclass(frozen=True)
