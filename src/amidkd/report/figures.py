@@ -3,24 +3,38 @@
 import io
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from amidkd.evaluation.statistics import Estimate
 
-__all__ = ["Figure", "Series", "interval_figure", "line_figure", "points_averaged"]
+__all__ = [
+    "DASHES",
+    "GRID",
+    "INK",
+    "MUTED",
+    "PAPER",
+    "SERIES",
+    "Figure",
+    "Series",
+    "draw_svg",
+    "interval_figure",
+    "line_figure",
+    "points_averaged",
+]
 
 # Stand-ins that matplotlib writes into the SVG and that become the page's colours afterwards.
-_INK, _MUTED, _GRID = "#a10011", "#a10012", "#a10013"
-_SERIES = tuple(f"#a1000{n}" for n in range(1, 7))
+INK, MUTED, GRID, PAPER = "#a10011", "#a10012", "#a10013", "#a10014"
+SERIES = tuple(f"#a1000{n}" for n in range(1, 7))
 _COLOURS = {
-    _INK: "var(--ink)",
-    _MUTED: "var(--muted)",
-    _GRID: "var(--rule)",
-    **{colour: f"var(--series-{n})" for n, colour in enumerate(_SERIES, start=1)},
+    INK: "var(--ink)",
+    MUTED: "var(--muted)",
+    GRID: "var(--rule)",
+    PAPER: "var(--paper)",
+    **{colour: f"var(--series-{n})" for n, colour in enumerate(SERIES, start=1)},
 }
-_DASHES: tuple[Any, ...] = ("solid", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
+DASHES: tuple[Any, ...] = ("solid", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
 _MOST_POINTS = 300
 
 
@@ -80,26 +94,26 @@ def line_figure(
     def draw(axes: Any) -> None:
         for index, line in enumerate(series):
             style = {
-                "color": _SERIES[index % len(_SERIES)],
-                "linestyle": _DASHES[index % len(_DASHES)],
+                "color": SERIES[index % len(SERIES)],
+                "linestyle": DASHES[index % len(DASHES)],
                 "marker": "o" if len(line.x) <= 12 else None,
             }
             for place, (x, y) in enumerate(_pieces(line)):
                 axes.plot(_binned(x, size), _binned(y, size), label=line.label if place == 0 else None, **style)
         for label, position in (marks or {}).items():
-            axes.axvline(position, color=_MUTED, linewidth=0.8, linestyle=(0, (1, 2)))
+            axes.axvline(position, color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)))
             # Along the line, so that the names of short stages do not run into each other.
-            style = {"color": _MUTED, "fontsize": 7.5, "rotation": 90, "ha": "left", "va": "top"}
+            style = {"color": MUTED, "fontsize": 7.5, "rotation": 90, "ha": "left", "va": "top"}
             axes.text(position, 0.97, label, transform=axes.get_xaxis_transform(), **style)
         axes.ticklabel_format(axis="y", scilimits=(-3, 5))
         axes.set_xlabel(xlabel)
         axes.set_ylabel(ylabel)
-        axes.grid(axis="y", color=_GRID, linewidth=0.6)
+        axes.grid(axis="y", color=GRID, linewidth=0.6)
         if len(series) > 1:
             columns = 2 if len(series) > 3 else len(series)
             axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=columns)
 
-    return Figure(title, _svg(name, title, draw, height=2.5), caption)
+    return Figure(title, draw_svg(name, title, draw, height=2.5), caption)
 
 
 def interval_figure(
@@ -131,20 +145,20 @@ def interval_figure(
                 [y for y, _, _ in points],
                 xerr=[error for _, _, error in points],
                 fmt="none",
-                ecolor=_SERIES[index % len(_SERIES)],
+                ecolor=SERIES[index % len(SERIES)],
                 elinewidth=1.6,
                 capsize=2.5,
                 label=f"± standard error over {kind}",
             )
-        axes.plot([e.value for _, e in rows], list(positions), "o", color=_INK, markersize=4)
+        axes.plot([e.value for _, e in rows], list(positions), "o", color=INK, markersize=4)
         axes.set_yticks(list(positions), [label for label, _ in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlabel(xlabel)
-        axes.grid(axis="x", color=_GRID, linewidth=0.6)
+        axes.grid(axis="x", color=GRID, linewidth=0.6)
         if kinds:
             axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=1)
 
-    return Figure(title, _svg(name, title, draw, height=1.1 + 0.27 * len(rows)), caption)
+    return Figure(title, draw_svg(name, title, draw, height=1.1 + 0.27 * len(rows)), caption)
 
 
 def points_averaged(length: int) -> int:
@@ -176,20 +190,20 @@ def _binned(values: Sequence[float], size: int) -> list[float]:
 _STYLE = {
     "svg.fonttype": "none",
     "font.size": 9,
-    "axes.edgecolor": _MUTED,
-    "axes.labelcolor": _INK,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
     "axes.linewidth": 0.7,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.axisbelow": True,
     "axes.formatter.use_mathtext": False,
-    "xtick.color": _MUTED,
-    "ytick.color": _MUTED,
-    "xtick.labelcolor": _INK,
-    "ytick.labelcolor": _INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
     "legend.frameon": False,
     "legend.fontsize": 8.5,
-    "legend.labelcolor": _INK,
+    "legend.labelcolor": INK,
     "legend.borderaxespad": 0.2,
     "legend.handlelength": 2.2,
     "lines.linewidth": 1.5,
@@ -197,21 +211,39 @@ _STYLE = {
 }
 
 
-def _svg(name: str, title: str, draw: Any, *, height: float) -> str:
+def draw_svg(
+    name: str,
+    title: str,
+    draw: Callable[[Any], None],
+    *,
+    height: float,
+    width: float = 4.4,
+    tips: Mapping[str, str] | None = None,
+) -> str:
+    """An ``<svg>`` element with the page's colours and font.
+
+    Args:
+        name: Prefix of its ids, another for each figure of a page.
+        title: Its name for screen readers.
+        draw: Draws on matplotlib's axes, in the colours ``INK``, ``MUTED``, ``GRID``, ``PAPER`` and ``SERIES``.
+        height: Inches; a page stretches the picture to the width that it has.
+        width: Inches.
+        tips: What a pointer is told over a part of the picture, by the ``gid`` that ``draw`` gave it.
+    """
     from matplotlib import rc_context
     from matplotlib.figure import Figure as Canvas
 
     with rc_context({**_STYLE, "svg.hashsalt": name}):
-        canvas = Canvas(figsize=(4.4, height), layout="constrained")
+        canvas = Canvas(figsize=(width, height), layout="constrained")
         draw(canvas.add_subplot())
         buffer = io.StringIO()
         canvas.savefig(
             buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
         )
-    return _inline(buffer.getvalue(), name, title)
+    return _inline(buffer.getvalue(), name, title, tips or {})
 
 
-def _inline(text: str, name: str, title: str) -> str:
+def _inline(text: str, name: str, title: str, tips: Mapping[str, str]) -> str:
     """The ``<svg>`` element alone, with ids of its own, the page's colours and font, and a name for screen readers."""
     from html import escape
 
@@ -225,6 +257,8 @@ def _inline(text: str, name: str, title: str) -> str:
     text = re.sub(r"font-family: [^;\"]*;?\s*", "", text)
     for colour, variable in _COLOURS.items():
         text = text.replace(colour, variable)
+    for part, tip in tips.items():
+        text = text.replace(f'<g id="{name}-{part}">', f'<g id="{name}-{part}"><title>{escape(tip)}</title>', 1)
     opening, rest = text.split(">", 1)
     opening = re.sub(r'\s(?:width|height)="[^"]*"', "", opening)
     return f'{opening} role="img" aria-label="{escape(title, quote=True)}">{rest}'.strip()
