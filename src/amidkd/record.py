@@ -5,6 +5,7 @@ Run folder::
     run.yaml         the resolved run file
     record.json      settings, versions, commit, seeds, device, stages, results
     metrics.jsonl    one line each logging step
+    progress.json    the step that training is at, of how many
     drafts/          the student's text before a warm-up; corrected/: as the teacher corrected it
     samples.jsonl    prompts with the teacher's and the student's answers
     scores.npz       what every metric gave for every prompt, so that two runs can be compared prompt by prompt
@@ -40,8 +41,10 @@ __all__ = [
     "atomic_folder",
     "check_made_with",
     "commit_of",
+    "process_runs",
     "read_json_lines",
     "text_shard",
+    "this_process",
     "versions",
     "write_atomic",
     "write_json",
@@ -93,6 +96,11 @@ class RunFolder:
     def metrics_file(self) -> Path:
         """``metrics.jsonl``."""
         return self.path / "metrics.jsonl"
+
+    @property
+    def progress_file(self) -> Path:
+        """``progress.json``."""
+        return self.path / "progress.json"
 
     @property
     def samples_file(self) -> Path:
@@ -263,6 +271,34 @@ def commit_of(folder: Path) -> str | None:
 def now() -> str:
     """The time in UTC, ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def this_process() -> dict[str, Any]:
+    """What tells this process from any other, as a record holds it: host, number, and when it started."""
+    import psutil
+
+    return {"host": platform.node(), "pid": os.getpid(), "created": psutil.Process().create_time()}
+
+
+def process_runs(process: Mapping[str, Any]) -> bool | None:
+    """Whether a process is still there; None where it cannot be seen from here.
+
+    Args:
+        process: What :func:`this_process` gave in it.
+    """
+    import psutil
+
+    if process.get("host") != platform.node():
+        return None
+    try:
+        found = psutil.Process(process["pid"])
+        # Numbers are given again to other processes; a start time is not. Clocks are read to a hundredth of a second.
+        same = abs(found.create_time() - process["created"]) < 1.0
+        return same and found.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.AccessDenied:
+        return None
 
 
 def check_made_with(

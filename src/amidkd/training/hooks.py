@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from amidkd.record import RunFolder, append_json_line
+from amidkd.training.presence import Presence
 
 if TYPE_CHECKING:
     from amidkd.training.trainer import DistillationTrainer
@@ -59,7 +60,7 @@ class StepHooks(TrainerCallback):
 
 
 class Journal(TrainerCallback):
-    """Writes ``metrics.jsonl`` and shows progress; on the first process alone.
+    """Writes ``metrics.jsonl`` and ``progress.json`` and shows progress; on the first process alone.
 
     Args:
         folder: The stage's folder.
@@ -69,6 +70,7 @@ class Journal(TrainerCallback):
 
     def __init__(self, folder: RunFolder, *, name: str, show: bool) -> None:
         self._folder, self._name, self._show = folder, name, show
+        self._presence = Presence(folder, name)
         self._bar: Any = None
         self._began = self._told = 0.0
         self._first = 0
@@ -77,6 +79,7 @@ class Journal(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Start the bar."""
+        self._presence.on_train_begin(args, state, control)
         self._began = self._told = time.monotonic()
         self._first = state.global_step
         if self._show and state.is_world_process_zero and sys.stderr.isatty():
@@ -88,6 +91,7 @@ class Journal(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Move the bar."""
+        self._presence.on_step_end(args, state, control)
         if self._bar is not None:
             self._bar.update(state.global_step - self._bar.n)
 
@@ -121,6 +125,7 @@ class Journal(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Close the bar."""
+        self._presence.on_train_end(args, state, control)
         self.close()
 
     def close(self) -> None:

@@ -26,6 +26,7 @@ from amidkd.training.arguments import steps_of, training_arguments, warmup_of
 from amidkd.training.checkpoint import STATE_FILE, chosen_checkpoint, cut_metrics, read_state, step_of, write_state
 from amidkd.training.fingerprint import check_same_run
 from amidkd.training.metrics import peak_memory_mb
+from amidkd.training.presence import Presence
 from amidkd.training.stages import StageResult
 
 __all__ = ["Pair", "require_trl", "train_preference"]
@@ -88,7 +89,7 @@ def train_preference(
             train_dataset=_dataset(pairs),
             processing_class=tokenizer,
             data_collator=_collator(pad_id_of(tokenizer)),
-            callbacks=[_Journal(folder, settings)],
+            callbacks=[_Journal(folder, settings), Presence(RunFolder(folder), config.policy.kind)],
         )
     trainer.remove_callback(PrinterCallback)
     began = time.perf_counter()

@@ -20,7 +20,7 @@ from amidkd.data import Encoder, Row
 from amidkd.errors import SettingError, SettingWarning
 from amidkd.kernels import check_backend, describe
 from amidkd.models import make_student, save_student, vocabulary_size
-from amidkd.record import RunFolder, commit_of, now, versions, write_atomic
+from amidkd.record import RunFolder, commit_of, now, this_process, versions, write_atomic
 from amidkd.training.answering import given_folder, student_writes, text_examples
 from amidkd.training.arguments import steps_of, training_arguments
 from amidkd.training.card import write_card
@@ -47,6 +47,7 @@ from amidkd.training.main_stage import (
     validation_examples,
 )
 from amidkd.training.preference import train_preference
+from amidkd.training.presence import Notices
 from amidkd.training.settings import LossSettings
 from amidkd.training.stages import StageResult, load_corpus, stage_arguments, train_stage
 from amidkd.training.teaching import prepare_teacher
@@ -103,14 +104,15 @@ def sft(config: RunConfig) -> RunFolder:
 
 
 def _train(config: RunConfig, verb: str, whole: RunConfig | None = None) -> RunFolder:
-    run = begin(config, verb, whole)
-    try:
-        return _carry_out(run)
-    finally:
-        run.close()
+    with Notices() as notices:
+        run = begin(config, verb, whole)
+        try:
+            return _carry_out(run, notices)
+        finally:
+            run.close()
 
 
-def _carry_out(run: Run) -> RunFolder:
+def _carry_out(run: Run, notices: Notices) -> RunFolder:
     config, verb = run.config, run.verb
     check_backend(config.kernels.backend, run.device)
     check_policy(config, verb, run.processes)
@@ -153,7 +155,7 @@ def _carry_out(run: Run) -> RunFolder:
             return run.folder
     run.wait()
     _log.info("The loss is computed by: %s", describe(config.kernels.backend, run.device))
-    _open_record(run, lessons, settings)
+    _open_record(run, lessons, settings, notices)
     run.note(**taught)
     if text is not None and given_folder(config) is None and "answers" not in run.folder.record().get("stages", {}):
         run.note(stages={"answers": {"answers": len(text), "seconds": seconds}})
@@ -176,7 +178,7 @@ def _contents(run: Run, lessons: Lessons, corpus: Any) -> dict[str, Any]:
     }
 
 
-def _open_record(run: Run, lessons: Lessons, settings: dict[str, Any]) -> None:
+def _open_record(run: Run, lessons: Lessons, settings: dict[str, Any], notices: Notices) -> None:
     """Write the run file and the record's first entries."""
     if not run.first:
         return
@@ -200,7 +202,9 @@ def _open_record(run: Run, lessons: Lessons, settings: dict[str, Any]) -> None:
         fingerprint=settings,
         started=folder.record()["started"] if going_on else now(),
         finished=None,
+        process=this_process(),
     )
+    notices.keep(run.note, folder.record().get("warnings", []) if going_on else [])
 
 
 def _device_name(device: Any) -> str:
