@@ -8,6 +8,13 @@ treats everything that shares an index of that axis as one cluster:
 
 (Cochran, Sampling Techniques, 1977, §6.4: the ratio estimator.) With equal counts this is the familiar s/√C.
 Errors over prompts and over seeds answer different questions and are never added up.
+
+A metric that is another function f of sums (BLEU, chrF, the calibration error) has its error by the jackknife, one
+cluster left out at a time:
+
+    v_c = f(Σ − statistics of c),    se² = (C−1)/C · Σ_c (v_c − v̄)²
+
+(Efron and Tibshirani, An Introduction to the Bootstrap, 1993, §11.)
 """
 
 import math
@@ -18,18 +25,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from amidkd.evaluation.formulas import FORMULAS, Array, Formula
+
 __all__ = [
+    "Array",
     "Estimate",
+    "Interval",
     "Scores",
     "StandardError",
+    "check_paired",
+    "clusters",
     "difference",
     "estimate",
     "exponential",
     "ratio",
     "stack",
+    "without_each",
 ]
-
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -48,37 +60,65 @@ class StandardError:
 
 
 @dataclass(frozen=True)
+class Interval:
+    """A confidence interval over prompts.
+
+    Args:
+        low: Its lower end.
+        high: Its upper end.
+        level: How often such an interval holds the true value, in (0, 1).
+    """
+
+    low: float
+    high: float
+    level: float
+
+
+@dataclass(frozen=True)
 class Estimate:
     """A number with its standard errors.
 
     Args:
         value: The number.
         errors: Its standard errors, one for each thing that it is an average over; a single draw has none.
+        interval: Its confidence interval over prompts, where one was made.
     """
 
     value: float
     errors: tuple[StandardError, ...] = ()
+    interval: Interval | None = None
 
     def error(self, over: str) -> StandardError | None:
         """The standard error over ``over``, or None where there was one draw or the metric is none of these."""
         return next((error for error in self.errors if error.over == over), None)
 
     def scaled(self, factor: float) -> "Estimate":
-        """The same in another unit: value and errors times a positive factor."""
-        return Estimate(factor * self.value, tuple(replace(e, value=factor * e.value) for e in self.errors))
+        """The same in another unit: value, errors and interval times a positive factor."""
+        interval = self.interval
+        if interval is not None:
+            interval = Interval(factor * interval.low, factor * interval.high, interval.level)
+        return Estimate(factor * self.value, tuple(replace(e, value=factor * e.value) for e in self.errors), interval)
 
     def to_json(self) -> dict[str, Any]:
         """As a record holds it; a number that is not finite becomes its name, since JSON has none."""
-        return {
+        entry: dict[str, Any] = {
             "value": _plain(self.value),
             "errors": [{"over": e.over, "stderr": _plain(e.value), "n": e.n} for e in self.errors],
         }
+        if self.interval is not None:
+            entry["interval"] = [_plain(self.interval.low), _plain(self.interval.high)]
+            entry["level"] = self.interval.level
+        return entry
 
     @staticmethod
     def from_json(entry: Mapping[str, Any]) -> "Estimate":
         """The estimate that :meth:`to_json` wrote."""
         errors = (StandardError(e["over"], float(e["stderr"]), int(e["n"])) for e in entry["errors"])
-        return Estimate(float(entry["value"]), tuple(errors))
+        interval = None
+        if entry.get("interval") is not None:
+            low, high = map(float, entry["interval"])
+            interval = Interval(low, high, float(entry["level"]))
+        return Estimate(float(entry["value"]), tuple(errors), interval)
 
 
 def _plain(value: float) -> float | str:
@@ -90,21 +130,36 @@ class Scores:
     """What one metric gave for every prompt, before averaging.
 
     Args:
-        sums: Sums of the metric [..., P]; the last axis is prompts.
-        counts: What they are sums over, of the same shape: tokens, or 1 for a score of the whole answer.
+        sums: Sums of the metric [..., P]; the last axis is prompts. For a formula other than a ratio, its statistics
+            [..., P, K].
+        counts: What they are sums over [..., P]: tokens, or 1 for a score of the whole answer; 0 where the prompt has
+            no part in the metric.
         axes: Names of the axes; the last one is ``"prompts"``.
+        formula: How the value follows from the sums over prompts, by names in
+            :data:`~amidkd.evaluation.formulas.FORMULAS`.
     """
 
     sums: Array
     counts: Array
     axes: tuple[str, ...] = ("prompts",)
+    formula: Formula = "ratio"
 
     def __post_init__(self) -> None:
-        if self.sums.shape != self.counts.shape or self.sums.ndim != len(self.axes):
+        shape = self.sums.shape if self.formula == "ratio" else self.sums.shape[:-1]
+        if shape != self.counts.shape or len(shape) != len(self.axes):
             raise ValueError(
                 f"Scores needs sums and counts of one shape with an axis for each of {self.axes}; "
                 f"got {self.sums.shape} and {self.counts.shape}"
             )
+
+    @property
+    def statistics(self) -> Array:
+        """What adds up over prompts [..., P, K]; for a ratio sums and counts."""
+        return np.stack([self.sums, self.counts], axis=-1) if self.formula == "ratio" else self.sums
+
+    def value_of(self, totals: Array) -> Array:
+        """The metric's value from statistics added up [..., K] over any choice of prompts: [...]."""
+        return FORMULAS[self.formula](totals)
 
 
 def ratio(sums: Array, counts: Array) -> tuple[float, float]:
@@ -140,9 +195,37 @@ def _spread(residuals: Array) -> float:
     return float(np.sqrt(clusters / (clusters - 1) * np.square(residuals).sum()))
 
 
-def _along(array: Array, axis: int) -> Array:
-    """Sum over every axis but one."""
-    return array.sum(axis=tuple(other for other in range(array.ndim) if other != axis))
+def clusters(scores: Scores, axis: str = "prompts") -> tuple[Array, NDArray[np.bool_]]:
+    """What adds up over the metric, for each cluster along an axis.
+
+    Args:
+        scores: Scores of every prompt.
+        axis: One of their axes.
+
+    Returns:
+        Statistics [C, K] (of a ratio: sum and count), and a mask [C] of the clusters where something was measured.
+    """
+    place = scores.axes.index(axis)
+    others = tuple(other for other in range(len(scores.axes)) if other != place)
+    return scores.statistics.sum(axis=others), scores.counts.sum(axis=others) > 0
+
+
+def without_each(scores: Scores, statistics: Array) -> Array:
+    """The metric with each cluster left out in turn.
+
+    Args:
+        scores: Whose statistics they are.
+        statistics: Those of each cluster [C, K].
+
+    Returns:
+        Values [C].
+    """
+    return scores.value_of(statistics.sum(axis=0) - statistics)
+
+
+def _jackknife(values: Array) -> float:
+    count = len(values)
+    return float(np.sqrt((count - 1) / count * np.square(values - values.mean()).sum()))
 
 
 def estimate(scores: Scores) -> Estimate:
@@ -154,59 +237,82 @@ def estimate(scores: Scores) -> Estimate:
     Raises:
         ValueError: All counts are 0.
     """
-    value, _ = ratio(scores.sums.ravel(), scores.counts.ravel())
+    statistics, measured = clusters(scores)
+    if not measured.any():
+        raise ValueError("no average over nothing: all counts are 0")
+    value = float(scores.value_of(statistics.sum(axis=0)))
     errors = []
-    for axis, name in enumerate(scores.axes):
-        sums, counts = _along(scores.sums, axis), _along(scores.counts, axis)
+    for name in reversed(scores.axes):
+        statistics, measured = clusters(scores, name)
         # A prompt without the thing measured (no completion, say) was never drawn for this metric.
-        measured = counts > 0
         if measured.sum() > 1:
-            _, spread = ratio(sums[measured], counts[measured])
-            errors.append(StandardError(name, spread, int(measured.sum())))
-    return Estimate(value, tuple(reversed(errors)))
+            errors.append(StandardError(name, _error(scores, statistics[measured], value), int(measured.sum())))
+    return Estimate(value, tuple(errors))
+
+
+def _error(scores: Scores, statistics: Array, value: float) -> float:
+    # A single infinite score makes the average infinite; what its error would be is unknown.
+    if not math.isfinite(value):
+        return math.nan
+    if scores.formula == "ratio":
+        return ratio(statistics[:, 0], statistics[:, 1])[1]
+    return _jackknife(without_each(scores, statistics))
 
 
 def difference(first: Scores, second: Scores) -> Estimate:
     """How much higher ``first`` is than ``second`` on the same prompts, with the paired standard errors.
 
     With R_a and R_b the two estimates, the residual of cluster c is (y_a − R_a x_a)/X_a − (y_b − R_b x_b)/X_b, so that
-    what makes a prompt hard for both models cancels. Axes that only one of them has (or that differ in size) are
-    averaged over and get no error.
+    what makes a prompt hard for both models cancels; metrics of a whole corpus are left out cluster by cluster on both
+    sides at once. Axes that only one of them has (or that differ in size) are averaged over and get no error.
 
     Args:
         first: Scores of one model.
         second: Scores of another on the same prompts, in the same order.
 
     Raises:
-        ValueError: The numbers of prompts differ.
+        ValueError: The numbers of prompts, or the formulas, differ.
     """
-    if first.sums.shape[-1] != second.sums.shape[-1]:
-        raise ValueError(
-            f"a paired difference needs the same prompts on both sides; "
-            f"got {first.sums.shape[-1]} and {second.sums.shape[-1]}"
-        )
+    check_paired(first, second)
     value = estimate(first).value - estimate(second).value
     errors = []
     for name in reversed(first.axes):
         if name not in second.axes:
             continue
-        (ours, counts), (theirs, others) = _residuals(first, name), _residuals(second, name)
-        if ours.shape != theirs.shape:
+        (ours, mine), (theirs, other) = clusters(first, name), clusters(second, name)
+        measured = mine | other
+        if ours.shape != theirs.shape or measured.sum() < 2:
             continue
-        measured = (counts > 0) | (others > 0)
-        if measured.sum() > 1:
-            errors.append(StandardError(name, _spread((ours - theirs)[measured]), int(measured.sum())))
+        spread = math.nan
+        if math.isfinite(value):
+            spread = _gap_error(first, second, ours[measured], theirs[measured])
+        errors.append(StandardError(name, spread, int(measured.sum())))
     return Estimate(value, tuple(errors))
 
 
-def _residuals(scores: Scores, name: str) -> tuple[Array, Array]:
-    """How far each cluster along an axis is from the average, as a part of it; and the clusters' counts."""
-    axis = scores.axes.index(name)
-    sums, counts = _along(scores.sums, axis), _along(scores.counts, axis)
-    value, total = ratio(sums, counts)[0], counts.sum()
-    if not math.isfinite(value):
-        return np.full_like(sums, math.nan), counts
-    return (sums - value * counts) / total, counts
+def check_paired(first: Scores, second: Scores) -> None:
+    """Refuse scores that are not of the same prompts, or not of the same kind.
+
+    Raises:
+        ValueError: They differ in the number of prompts or in their formula.
+    """
+    ours, theirs = first.counts.shape[-1], second.counts.shape[-1]
+    if ours != theirs:
+        raise ValueError(f"a paired difference needs the same prompts on both sides; got {ours} and {theirs}")
+    if first.formula != second.formula:
+        raise ValueError(f"a paired difference needs one metric; got {first.formula} and {second.formula}")
+
+
+def _gap_error(first: Scores, second: Scores, ours: Array, theirs: Array) -> float:
+    if first.formula == "ratio":
+        return _spread(_residuals(ours) - _residuals(theirs))
+    return _jackknife(without_each(first, ours) - without_each(second, theirs))
+
+
+def _residuals(statistics: Array) -> Array:
+    """How far each cluster is from the ratio of all, as a part of it."""
+    sums, counts = statistics[:, 0], statistics[:, 1]
+    return (sums - sums.sum() / counts.sum() * counts) / counts.sum()
 
 
 def stack(scores: Sequence[Scores], axis: str) -> Scores:
@@ -219,13 +325,20 @@ def stack(scores: Sequence[Scores], axis: str) -> Scores:
     Raises:
         ValueError: None is given, or they do not have one shape.
     """
-    shapes = {(s.sums.shape, s.axes) for s in scores}
+    shapes = {(s.sums.shape, s.axes, s.formula) for s in scores}
     if len(shapes) != 1:
         raise ValueError(f"scores to stack must have one shape; got {sorted(map(str, shapes))}")
-    return Scores(np.stack([s.sums for s in scores]), np.stack([s.counts for s in scores]), (axis, *scores[0].axes))
+    sums, counts = np.stack([s.sums for s in scores]), np.stack([s.counts for s in scores])
+    return Scores(sums, counts, (axis, *scores[0].axes), scores[0].formula)
 
 
 def exponential(mean: Estimate) -> Estimate:
     """exp of an estimate, its errors by the delta method: se(e^x) ≈ e^x · se(x). Perplexity is this of NLL."""
-    value = math.exp(mean.value) if mean.value < 709 else math.inf
-    return Estimate(value, tuple(replace(e, value=value * e.value) for e in mean.errors))
+    value, interval = _exp(mean.value), mean.interval
+    if interval is not None:
+        interval = Interval(_exp(interval.low), _exp(interval.high), interval.level)
+    return Estimate(value, tuple(replace(e, value=value * e.value) for e in mean.errors), interval)
+
+
+def _exp(value: float) -> float:
+    return math.exp(value) if value < 709 else math.inf
