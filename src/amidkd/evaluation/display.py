@@ -23,10 +23,19 @@ class ShownError:
 
 @dataclass(frozen=True)
 class Shown:
-    """An estimate as text."""
+    """An estimate as text.
+
+    Args:
+        text: The number with its unit.
+        errors: Its standard errors.
+        interval: Its confidence interval, such as ``38.2 to 51.9``; empty where there is none.
+        level: Level of the interval, such as ``95 %``.
+    """
 
     text: str
     errors: tuple[ShownError, ...]
+    interval: str = ""
+    level: str = ""
 
 
 def show(estimate: Estimate, metric: Metric, *, sign: bool = False) -> Shown:
@@ -44,7 +53,10 @@ def show(estimate: Estimate, metric: Metric, *, sign: bool = False) -> Shown:
     if sign and estimate.value > 0:
         text = "+" + text
     errors = tuple(ShownError(_fixed(factor * e.value, decimals), e.over) for e in estimate.errors)
-    return Shown(text, errors)
+    if estimate.interval is None:
+        return Shown(text, errors)
+    low, high = (_fixed(factor * end, decimals) for end in (estimate.interval.low, estimate.interval.high))
+    return Shown(text, errors, f"{low} to {high}", f"{100 * estimate.interval.level:g} %")
 
 
 def _fixed(value: float, decimals: int) -> str:
