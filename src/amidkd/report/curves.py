@@ -8,13 +8,13 @@ from typing import Any
 from amidkd.record import RunFolder, read_json_lines
 from amidkd.report.figures import Figure, Series, line_figure, points_averaged
 
-__all__ = ["curves_of_run", "curves_of_runs", "lines_of_run", "note_on"]
+__all__ = ["PANELS", "Panel", "curves_of_run", "curves_of_runs", "lines_of_run", "note_on"]
 
 Lines = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
-class _Panel:
+class Panel:
     """One picture: which keys of a line it shows.
 
     Args:
@@ -36,44 +36,46 @@ class _Panel:
     together: int = 1
 
 
-_PANELS = (
-    _Panel("loss", "Loss", "nats a token", {"loss": "loss"}),
-    _Panel(
+PANELS = (
+    Panel("loss", "Loss", "nats a token", {"loss": "loss"}),
+    Panel(
         "parts",
         "Parts of the loss, before their weights",
         "nats a token",
         {"divergence": "divergence", "cross_entropy": "cross-entropy", "corpus_loss": "corpus"},
         together=2,
     ),
-    _Panel(
+    Panel(
         "kl",
         "Divergence from the teacher",
         "nats a token",
         {"kl_teacher_student": "KL(teacher‖student)", "kl_student_teacher": "KL(student‖teacher)"},
     ),
-    _Panel(
+    Panel(
         "entropy",
         "Entropy",
         "nats a token",
         {"entropy_teacher": "teacher", "entropy_student": "student", "entropy_assistant": "assistant"},
     ),
-    _Panel("agreement", "Top-1 agreement with the teacher", "per cent of tokens", {"top1_agreement": "agreement"}, 100),
-    _Panel("omega", "Mean responsibility ω", "ω, mean over the teacher", {"responsibility": "ω"}),
-    _Panel("schedule", "Schedules", "value", {"alpha": "α", "lam": "λ"}, only_if_it_changes=True),
-    _Panel(
+    Panel("agreement", "Top-1 agreement with the teacher", "per cent of tokens", {"top1_agreement": "agreement"}, 100),
+    Panel("omega", "Mean responsibility ω", "ω, mean over the teacher", {"responsibility": "ω"}),
+    Panel("schedule", "Schedules", "value", {"alpha": "α", "lam": "λ"}, only_if_it_changes=True),
+    Panel(
         "text",
         "Text that the student wrote",
         "per cent",
         {"student_text": "of the supervised tokens", "finished": "of its answers end"},
         100,
     ),
-    _Panel("length", "Length of the student's answers", "tokens, mean", {"answer_length": "length"}),
-    _Panel("validation", "Validation loss", "nats a token", {"validation_loss": "validation loss"}),
-    _Panel("threshold", "Threshold φ of the student's text", "probability", {"threshold": "φ"}),
-    _Panel("rate", "Learning rate", "learning rate", {"learning_rate": "learning rate"}),
-    _Panel("speed", "Speed", "supervised tokens a second", {"tokens_per_second": "tokens/s"}),
-    _Panel("memory", "Peak memory", "MiB", {"peak_memory_mb": "peak memory"}, only_if_it_changes=True),
+    Panel("length", "Length of the student's answers", "tokens, mean", {"answer_length": "length"}),
+    Panel("validation", "Validation loss", "nats a token", {"validation_loss": "validation loss"}),
+    Panel("threshold", "Threshold φ of the student's text", "probability", {"threshold": "φ"}),
+    Panel("rate", "Learning rate", "learning rate", {"learning_rate": "learning rate"}),
+    Panel("speed", "Speed", "supervised tokens a second", {"tokens_per_second": "tokens/s"}),
+    Panel("memory", "Peak memory", "MiB", {"peak_memory_mb": "peak memory"}, only_if_it_changes=True),
 )
+"""What a line of ``metrics.jsonl`` can hold, in the order of the page."""
+
 _ACROSS_RUNS = (
     "loss",
     "kl_teacher_student",
@@ -103,7 +105,7 @@ def curves_of_run(lines: Lines) -> list[Figure]:
     """
     steps, marks = _positions(lines)
     pictures = []
-    for panel in _PANELS:
+    for panel in PANELS:
         if not any(sum(key in line for key in panel.keys) >= panel.together for line in lines):
             continue
         found = (_series(lines, steps, key, label, panel.factor) for key, label in panel.keys.items())
@@ -123,7 +125,7 @@ def curves_of_runs(runs: Mapping[str, Lines]) -> list[Figure]:
     """
     steps = {name: _positions(lines)[0] for name, lines in runs.items()}
     pictures = []
-    for panel in _PANELS:
+    for panel in PANELS:
         for key, label in panel.keys.items():
             if key not in _ACROSS_RUNS:
                 continue
@@ -135,7 +137,7 @@ def curves_of_runs(runs: Mapping[str, Lines]) -> list[Figure]:
     return pictures
 
 
-def _picture(name: str, title: str, series: Sequence[Series], panel: _Panel, marks: Mapping[str, float]) -> Figure:
+def _picture(name: str, title: str, series: Sequence[Series], panel: Panel, marks: Mapping[str, float]) -> Figure:
     return line_figure(name, title, series, xlabel="optimizer step", ylabel=panel.ylabel, marks=marks)
 
 
