@@ -13,6 +13,7 @@ import torch
 from amidkd.config import PretrainedStudent, RunConfig, live_teacher
 from amidkd.data import Encoder, Row, evaluation_rows
 from amidkd.errors import SettingError, SettingWarning
+from amidkd.evaluation.scores import write_scores
 from amidkd.evaluation.statistics import difference
 from amidkd.evaluation.suite import ModelResult, evaluate_model
 from amidkd.models import load_model, load_tokenizer
@@ -27,7 +28,7 @@ _log = logging.getLogger("amidkd")
 def evaluate_run(config: RunConfig, folder: RunFolder, *, student: str | Path | None = None) -> dict[str, Any]:
     """Measure a run's student and teacher on the same held-out rows.
 
-    Writes ``results.evaluation`` of ``record.json``, and ``samples.jsonl``.
+    Writes ``results.evaluation`` of ``record.json``, ``samples.jsonl`` and ``scores.npz``.
 
     Args:
         config: The run's settings.
@@ -74,7 +75,7 @@ def write_evaluation(
     file: str,
     models: Mapping[str, tuple[str, Any]],
 ) -> dict[str, Any]:
-    """Write ``results.evaluation`` of the record, and ``samples.jsonl``.
+    """Write ``results.evaluation`` of the record, ``samples.jsonl`` and ``scores.npz``.
 
     Args:
         config: The run's settings.
@@ -98,6 +99,7 @@ def write_evaluation(
             entry[side]["model"] = source
             entry[side]["parameters"] = _parameters(model)
     write_json_lines(folder.samples_file, sample_lines(student, teacher, kept=config.evaluation.samples_kept))
+    write_scores(folder.scores_file, {"": (student, teacher)})
     folder.update_record(results={"evaluation": entry})
     return entry
 
