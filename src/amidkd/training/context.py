@@ -13,13 +13,16 @@ from amidkd.record import RunFolder
 from amidkd.teachers import LiveTeacher, Teacher, make_live, make_teacher, teacher_tokenizer
 from amidkd.training.answering import Answering
 from amidkd.training.arguments import check_training_settings, training_arguments
+from amidkd.training.observing import Observer
 
 __all__ = ["Run", "answering_of", "begin", "load_teacher"]
 
 
 @dataclass
 class Run:
-    """A run under way: what every part of it needs. ``whole`` is the run file, of which it may be a stage."""
+    """A run under way: what every part of it needs. ``whole`` is the run file, of which it may be a stage;
+    ``observer`` follows its training; ``shared`` holds what it has in common with other runs of a sweep.
+    """
 
     config: RunConfig
     verb: str
@@ -31,6 +34,8 @@ class Run:
     whole: RunConfig
     tokenizer: Any = None
     teacher: Teacher | None = None
+    observer: Observer | None = None
+    shared: Path | None = None
     _loaded: LiveTeacher | None = None
 
     @property

@@ -14,8 +14,9 @@ from amidkd.teachers.live import hash_files
 __all__ = ["check_same_run", "hash_examples", "hash_student", "run_settings"]
 
 # Where results go, how they are reported and computed, and paths whose contents are compared instead.
-_FREE_SECTIONS = ("output.", "evaluation.", "kernels.", "serve.")
+_FREE_SECTIONS = ("output.", "evaluation.", "kernels.", "serve.", "sweep.")
 _FREE = {
+    "sweep",
     "data.train",
     "data.train_split",
     "data.validation",

@@ -23,6 +23,7 @@ from amidkd.policies.adaptive import check_capacity
 from amidkd.training.hooks import Counter
 from amidkd.training.lessons import Lessons, warm_start_of
 from amidkd.training.objective import ScheduledObjective, learns_through_assistant, make_schedule
+from amidkd.training.observing import Observer
 from amidkd.training.settings import LossSettings
 from amidkd.training.teaching import check_teacher, held_out_examples
 from amidkd.training.warmup import check_warmup
@@ -31,7 +32,15 @@ from amidkd.training.weighting import AdaptiveSkew, TokenWeights
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
-__all__ = ["check_policy", "check_writer", "main_loss", "main_policy", "model_sizes", "validation_examples"]
+__all__ = [
+    "check_policy",
+    "check_writer",
+    "main_loss",
+    "main_policy",
+    "model_sizes",
+    "validation_examples",
+    "watched_examples",
+]
 
 
 def check_policy(config: RunConfig, verb: str, processes: int = 1) -> None:
@@ -270,6 +279,26 @@ def validation_examples(config: RunConfig, encoder: Encoder, vocab_size: int) ->
         return ()
     why = "policy.kind: adaptive watches the validation loss"
     return held_out_examples(config, encoder, vocab_size, policy.validation_rows, why)
+
+
+def watched_examples(
+    observer: Observer | None, config: RunConfig, tokenizer: Any, vocab_size: int
+) -> Sequence[Example]:
+    """The rows of the validation loss that an observer asks for; none where nobody does.
+
+    Args:
+        observer: Who follows the training.
+        config: The run.
+        tokenizer: The student's.
+        vocab_size: Ids from here on cannot be learnt.
+
+    Raises:
+        SettingError: No row with a completion, or one with an id that cannot be learnt.
+    """
+    if observer is None:
+        return ()
+    why = "sweep.pruner watches the validation loss"
+    return held_out_examples(config, Encoder(tokenizer, config.data), vocab_size, observer.rows, why)
 
 
 def model_sizes(student: Any, teacher: Any) -> dict[str, Any]:

@@ -45,10 +45,13 @@ from amidkd.training.main_stage import (
     main_policy,
     model_sizes,
     validation_examples,
+    watched_examples,
 )
+from amidkd.training.observing import Observer
 from amidkd.training.preference import train_preference
 from amidkd.training.presence import Notices
 from amidkd.training.settings import LossSettings
+from amidkd.training.sharing import in_common, shared_stage
 from amidkd.training.stages import StageResult, load_corpus, stage_arguments, train_stage
 from amidkd.training.teaching import prepare_teacher
 from amidkd.training.warmup import correct
@@ -58,11 +61,14 @@ __all__ = ["distill", "sft"]
 _log = logging.getLogger("amidkd")
 
 
-def distill(config: RunConfig) -> RunFolder:
+def distill(config: RunConfig, *, observer: Observer | None = None, shared: Path | None = None) -> RunFolder:
     """Train a student on its teacher's distributions; with ``stages``, run them one after the other.
 
     Args:
         config: The run.
+        observer: Follows the training, and may stop it.
+        shared: Folder of what this run has in common with others: its warm start is made there, once. They must have
+            all settings in common but those of ``objective`` and ``evaluation``.
 
     Returns:
         The run folder, with ``student/`` and the record.
@@ -72,13 +78,13 @@ def distill(config: RunConfig) -> RunFolder:
         LossError: The loss is not finite; the last checkpoint stays good.
     """
     if config.stages is not None:
-        return run_stages(config, _train)
+        return run_stages(config, lambda stage, verb, whole: _train(stage, verb, whole, observer=observer))
     if config.teacher is None:
         raise SettingError("distill needs a `teacher` section; to train without a teacher: amidkd sft")
-    return _train(config, "distill")
+    return _train(config, "distill", observer=observer, shared=shared)
 
 
-def sft(config: RunConfig) -> RunFolder:
+def sft(config: RunConfig, *, observer: Observer | None = None) -> RunFolder:
     """Train a model by cross-entropy: a teacher, a student's starting point or a baseline.
 
     Rows without a completion are dropped, or answered by the teacher where the run has one and ``data.unlabelled``
@@ -86,6 +92,7 @@ def sft(config: RunConfig) -> RunFolder:
 
     Args:
         config: The run.
+        observer: Follows the training, and may stop it.
 
     Returns:
         The run folder, with ``student/`` and the record.
@@ -100,12 +107,20 @@ def sft(config: RunConfig) -> RunFolder:
         )
     if config.student.warm_start:
         warn("student.warm_start has no effect in sft, which is fine-tuning already", SettingWarning, stacklevel=2)
-    return _train(config, "sft")
+    return _train(config, "sft", observer=observer)
 
 
-def _train(config: RunConfig, verb: str, whole: RunConfig | None = None) -> RunFolder:
+def _train(
+    config: RunConfig,
+    verb: str,
+    whole: RunConfig | None = None,
+    *,
+    observer: Observer | None = None,
+    shared: Path | None = None,
+) -> RunFolder:
     with Notices() as notices:
         run = begin(config, verb, whole)
+        run.observer, run.shared = observer, shared
         try:
             return _carry_out(run, notices)
         finally:
@@ -235,22 +250,28 @@ def _warmed_student(run: Run, student: Any, lessons: Lessons, settings: dict[str
     if warm is None:
         return student
     folder = RunFolder(run.folder.path / WARM_START)
-    if not folder.student.is_dir():
+
+    def train(place: Path) -> dict[str, Any]:
         result = train_stage(
             config,
-            folder.path,
+            place,
             name="warm start",
             student=student,
             tokenizer=run.tokenizer,
             lessons=replace(lessons, examples=lessons.warm),
             loss=LossSettings(vocab_size=vocab_size, kernels=config.kernels),
-            settings={**settings, "stage": WARM_START},
+            settings={**(settings if run.shared is None else in_common(settings)), "stage": WARM_START},
             differing=_warm_arguments(config, warm),
         )
         if run.first:
-            save_student(student, run.tokenizer, folder.student, merge_lora=False)
-            keep_newest(folder.path, 0)
-        run.note(stages={WARM_START: result.as_record()})
+            save_student(student, run.tokenizer, RunFolder(place).student, merge_lora=False)
+            keep_newest(place, 0)
+        return result.as_record()
+
+    if not folder.student.is_dir():
+        shared = run.shared
+        entry = train(folder.path) if shared is None else shared_stage(shared / WARM_START, folder.path, train)
+        run.note(stages={WARM_START: entry})
     run.wait()
     return _saved_student(run, folder.student)
 
@@ -305,6 +326,8 @@ def _trained(
 ) -> StageResult:
     config = run.config
     soft = run.verb == "distill" and not isinstance(config.policy, WarmupPolicy)
+    # Of stages, the last one's validation loss is that of the run.
+    observer = run.observer if run.folder.path == Path(run.whole.output.folder) else None
     arguments = stage_arguments(config, run.folder.path, len(lessons.examples), None)
     return train_stage(
         config,
@@ -332,6 +355,8 @@ def _trained(
             folder=run.folder.path,
         ),
         corpus=corpus,
+        observer=observer,
+        watched=watched_examples(observer, config, run.tokenizer, vocab_size),
     )
 
 

@@ -1,17 +1,19 @@
 """The stages of a run, each in a folder of its own, each complete by one rename: a restarted run skips what is done."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from amidkd.config import RunConfig
-from amidkd.data import corpus_windows, load_rows
+from amidkd.data import Example, corpus_windows, load_rows
 from amidkd.errors import SettingError
 from amidkd.teachers import Teacher
 from amidkd.training.arguments import steps_of, training_arguments, warmup_of
 from amidkd.training.checkpoint import chosen_checkpoint, clear_leftovers
 from amidkd.training.lessons import Lessons
+from amidkd.training.observing import Observer, ObserverHook
 from amidkd.training.settings import Corpus, LossSettings
 from amidkd.training.trainer import DistillationTrainer
 
@@ -76,6 +78,8 @@ def train_stage(
     teacher: Teacher | None = None,
     policy: Any = None,
     corpus: Corpus | None = None,
+    observer: Observer | None = None,
+    watched: Sequence[Example] = (),
 ) -> StageResult:
     """Train a student in a folder, going on from the checkpoint that the run file asks for.
 
@@ -92,6 +96,8 @@ def train_stage(
         teacher: What to learn from, or None.
         policy: Whose sequences are learnt from.
         corpus: Plain text beside the rows.
+        observer: Follows the training.
+        watched: Rows of the validation loss that the observer asks for.
     """
     arguments = stage_arguments(config, folder, len(lessons.examples), differing)
     # Trainer switches the cache off in the student's configuration, which is saved with it.
@@ -111,6 +117,8 @@ def train_stage(
         name=name,
         show_progress=not (config.training.model_extra or {}).get("disable_tqdm", False),
     )
+    if observer is not None:
+        trainer.add_callback(ObserverHook(trainer, observer, watched))
     if trainer.is_world_process_zero():
         clear_leftovers(folder)
     resume = config.training.resume_from_checkpoint

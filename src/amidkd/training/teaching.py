@@ -210,14 +210,16 @@ def _searched(
     return weights
 
 
-def held_out_examples(config: RunConfig, encoder: Encoder, vocab_size: int, count: int, why: str) -> Sequence[Example]:
+def held_out_examples(
+    config: RunConfig, encoder: Encoder, vocab_size: int, count: int | None, why: str
+) -> Sequence[Example]:
     """Held-out rows with a completion, as tokens.
 
     Args:
         config: The run.
         encoder: How rows become tokens.
         vocab_size: Ids from here on cannot be learnt.
-        count: How many rows at most.
+        count: How many rows at most; None: all.
         why: What asks for them, for messages.
 
     Raises:
