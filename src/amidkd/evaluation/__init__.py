@@ -1,27 +1,34 @@
 """Is it good? Metrics of a student beside its teacher, with their standard errors."""
 
+from amidkd.evaluation.bootstrap import Bootstrap
 from amidkd.evaluation.display import print_evaluation
 from amidkd.evaluation.metrics import METRICS, Metric
 from amidkd.evaluation.run import evaluate_run, sample_lines, to_record, write_evaluation
-from amidkd.evaluation.statistics import Estimate, Scores, StandardError, difference, estimate, stack
+from amidkd.evaluation.scores import StoredScores, read_scores, write_scores
+from amidkd.evaluation.statistics import Estimate, Interval, Scores, StandardError, difference, estimate, stack
 from amidkd.evaluation.suite import ModelResult, estimates_of, evaluate_model, stack_results
 
 __all__ = [
     "METRICS",
+    "Bootstrap",
     "Estimate",
+    "Interval",
     "Metric",
     "ModelResult",
     "Scores",
     "StandardError",
+    "StoredScores",
     "difference",
     "estimate",
     "estimates_of",
     "evaluate_model",
     "evaluate_run",
     "print_evaluation",
+    "read_scores",
     "sample_lines",
     "stack",
     "stack_results",
     "to_record",
     "write_evaluation",
+    "write_scores",
 ]

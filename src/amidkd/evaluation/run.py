@@ -13,9 +13,9 @@ import torch
 from amidkd.config import PretrainedStudent, RunConfig, live_teacher
 from amidkd.data import Encoder, Row, evaluation_rows
 from amidkd.errors import SettingError, SettingWarning
+from amidkd.evaluation.bootstrap import Bootstrap
 from amidkd.evaluation.scores import write_scores
-from amidkd.evaluation.statistics import difference
-from amidkd.evaluation.suite import ModelResult, evaluate_model
+from amidkd.evaluation.suite import ModelResult, estimates_of, evaluate_model
 from amidkd.models import load_model, load_tokenizer
 from amidkd.record import RunFolder, now, write_json_lines
 from amidkd.teachers import LiveTeacher, make_live
@@ -92,7 +92,7 @@ def write_evaluation(
         "data": {"file": file, "rows": len(student.held_out.rows), **_counts(student)},
         "settings": {**config.evaluation.model_dump(mode="json"), "max_new_tokens": _longest(config)},
         "evaluated": now(),
-        **to_record(student, teacher),
+        **to_record(student, teacher, Bootstrap(config.evaluation.bootstrap, config.evaluation.confidence)),
     }
     for side, (source, model) in models.items():
         if side in entry:
@@ -104,19 +104,21 @@ def write_evaluation(
     return entry
 
 
-def to_record(student: ModelResult, teacher: ModelResult | None) -> dict[str, Any]:
+def to_record(student: ModelResult, teacher: ModelResult | None, bootstrap: Bootstrap | None = None) -> dict[str, Any]:
     """Results as a record holds them.
 
     Args:
         student: The student's.
         teacher: The teacher's on the same rows, or None.
+        bootstrap: How intervals are made; default: as :class:`~amidkd.evaluation.Bootstrap` is.
     """
-    entry: dict[str, Any] = {"student": _side(student), "missing": list(student.missing)}
+    bootstrap = bootstrap or Bootstrap()
+    entry: dict[str, Any] = {"student": _side(student, bootstrap), "missing": list(student.missing)}
     if teacher is not None:
         # A teacher is no distance from itself; those rows would only say that 0 is 0.
-        entry["teacher"] = _side(teacher, without=_DISTANCES)
+        entry["teacher"] = _side(teacher, bootstrap, without=_DISTANCES)
         shared = [name for name in student.scores if name in teacher.scores and name not in _DISTANCES]
-        gaps = {name: difference(student.scores[name], teacher.scores[name]) for name in shared}
+        gaps = {name: bootstrap.gap(student.scores[name], teacher.scores[name]) for name in shared}
         entry["difference"] = {"metrics": {name: gap.to_json() for name, gap in gaps.items()}}
     return entry
 
@@ -131,8 +133,9 @@ _DISTANCES = (
 )
 
 
-def _side(result: ModelResult, without: Sequence[str] = ()) -> dict[str, Any]:
-    metrics = {name: found.to_json() for name, found in result.estimates.items() if name not in without}
+def _side(result: ModelResult, bootstrap: Bootstrap, without: Sequence[str] = ()) -> dict[str, Any]:
+    found = estimates_of({name: scores for name, scores in result.scores.items() if name not in without}, bootstrap)
+    metrics = {name: estimate.to_json() for name, estimate in found.items()}
     return {"metrics": metrics, "seconds": round(result.seconds, 3)}
 
 

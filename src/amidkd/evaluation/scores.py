@@ -59,7 +59,7 @@ def write_scores(path: Path, results: Mapping[str, tuple["ModelResult", "ModelRe
         results: Results of student and teacher on the same rows: ``""`` is the evaluation's own rows, other names
             are tasks of the suite.
     """
-    arrays: dict[str, np.ndarray] = {}
+    arrays: dict[str, Any] = {}
     index: dict[str, Any] = {"version": _VERSION, "sets": {}}
     for number, (name, (student, teacher)) in enumerate(results.items()):
         held_out = student.held_out
@@ -83,12 +83,12 @@ def _over_all_rows(scores: Scores, asked: Sequence[int], rows: int) -> Scores:
     """Scores of answers are over the rows with a prompt alone; the others are put in, with a count of 0."""
     if scores.counts.shape[-1] == rows:
         return scores
-    place = scores.axes.index("prompts")
-    sums = np.zeros((*scores.sums.shape[:place], rows, *scores.sums.shape[place + 1 :]))
-    counts = np.zeros((*scores.counts.shape[:place], rows))
-    index = (*(slice(None),) * place, list(asked))
-    sums[index], counts[index] = scores.sums, scores.counts
-    return Scores(sums, counts, scores.axes, scores.formula)
+    place = np.full(rows, -1)
+    place[list(asked)] = np.arange(len(asked))
+    whole = choose(scores, np.maximum(place, 0).tolist())
+    counts = np.where(place < 0, 0.0, whole.counts)
+    absent = place < 0 if scores.formula == "ratio" else (place < 0)[:, None]
+    return Scores(np.where(absent, 0.0, whole.sums), counts, scores.axes, scores.formula)
 
 
 def read_scores(path: Path) -> dict[str, StoredScores]:

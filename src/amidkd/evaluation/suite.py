@@ -14,6 +14,7 @@ from amidkd.config import EvaluationConfig
 from amidkd.data import Encoder, Example, Row, Sequences
 from amidkd.errors import SettingError
 from amidkd.evaluation.answers import Answers, Speaker, text_scores
+from amidkd.evaluation.bootstrap import Bootstrap
 from amidkd.evaluation.forced import RowSums, Signal, sums_of_rows
 from amidkd.evaluation.statistics import Estimate, Scores, estimate, exponential, stack
 from amidkd.models import Backbone, evaluating, pad_id_of, vocabulary_size
@@ -114,13 +115,14 @@ class ModelResult:
         return estimates_of(self.scores)
 
 
-def estimates_of(scores: Mapping[str, Scores]) -> dict[str, Estimate]:
+def estimates_of(scores: Mapping[str, Scores], bootstrap: Bootstrap | None = None) -> dict[str, Estimate]:
     """Averages of scores by metric, and perplexity as the exponential of the NLL.
 
     Args:
         scores: Scores by metric.
+        bootstrap: How confidence intervals are made; default: none are.
     """
-    found = {name: estimate(entry) for name, entry in scores.items()}
+    found = bootstrap.estimates(scores) if bootstrap else {name: estimate(entry) for name, entry in scores.items()}
     if "nll" in found:
         found["perplexity"] = exponential(found["nll"])
     return found
