@@ -91,15 +91,16 @@ def print_evaluation(evaluation: Mapping[str, Any]) -> None:
     console = Console()
     console.print(table)
     # A file or a pipe has no width to respect.
-    console.print(_LEGEND, markup=False, soft_wrap=True)
+    level = evaluation.get("settings", {}).get("confidence", 0.95)
+    console.print(_LEGEND.format(level=f"{100 * level:g} %"), markup=False, soft_wrap=True)
     for line in evaluation.get("missing", []):
         console.print(f"Not measured: {line}", markup=False, soft_wrap=True)
 
 
 _MARKS = {"prompts": "p", "sampling seeds": "s", "training seeds": "t"}
 _LEGEND = (
-    "± one standard error: p over prompts, s over sampling seeds. NLL and KL in nats a token. "
-    "difference: student − teacher, paired by prompt."
+    "[low,high]: {level} confidence interval over prompts. ± one standard error: p over prompts, s over sampling "
+    "seeds. NLL and KL in nats a token. difference: student − teacher, paired by prompt."
 )
 
 
@@ -107,4 +108,7 @@ def _cell(entry: Mapping[str, Any] | None, metric: Metric, *, sign: bool) -> str
     if entry is None:
         return "–"
     shown = show(Estimate.from_json(entry), metric, sign=sign)
-    return " ".join([shown.text, *(f"±{error.text}{_MARKS[error.over]}" for error in shown.errors)])
+    # The interval says what the standard error over prompts would.
+    errors = [error for error in shown.errors if not (shown.interval and error.over == "prompts")]
+    interval = [f"[{shown.interval.replace(' to ', ',')}]"] if shown.interval else []
+    return " ".join([shown.text, *interval, *(f"±{error.text}{_MARKS[error.over]}" for error in errors)])

@@ -156,13 +156,16 @@ def test_bad_input_stops_before_anything_is_written(run) -> None:
     assert not folder.path.exists()
 
 
-def test_the_table_on_the_screen_names_every_error(run, capsys) -> None:
+def test_the_table_on_the_screen_names_every_error(run, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
     tree, folder = run
     entry = evaluate_run(changed(tree, "evaluation", max_rows=3), folder)
     capsys.readouterr()
     print_evaluation({**entry, "missing": ["a thing: a [reason]"]})
     shown = capsys.readouterr().out
     nll = entry["student"]["metrics"]["nll"]
-    assert f"{nll['value']:.3f} ±{nll['errors'][0]['stderr']:.3f}p" in " ".join(shown.split())
+    low, high = nll["interval"]
+    assert f"{nll['value']:.3f} [{low:.3f},{high:.3f}]" in " ".join(shown.split())
+    assert "95 % confidence interval over prompts" in shown
     assert "p over prompts, s over sampling seeds" in shown
     assert "Not measured: a thing: a [reason]" in shown
