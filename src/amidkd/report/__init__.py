@@ -7,6 +7,11 @@ One run::
 
     write_report(RunFolder(path))                     # -> path/report.html
 
+A sweep, and where one of its runs stands in it::
+
+    write_sweep_report(path)                          # the sweep's folder -> path/report.html
+    sweep_of_run(run_folder)                          # -> a sentence and maps, or None for a run of no sweep
+
 Several students on the same prompts::
 
     write_comparison(
@@ -30,5 +35,15 @@ Several students on the same prompts::
 from amidkd.report.comparison import ComparisonRow, write_comparison
 from amidkd.report.curves import lines_of_run
 from amidkd.report.run import write_report
+from amidkd.report.sweep import is_sweep, summary_of_sweep, sweep_of_run, write_sweep_report
 
-__all__ = ["ComparisonRow", "lines_of_run", "write_comparison", "write_report"]
+__all__ = [
+    "ComparisonRow",
+    "is_sweep",
+    "lines_of_run",
+    "summary_of_sweep",
+    "sweep_of_run",
+    "write_comparison",
+    "write_report",
+    "write_sweep_report",
+]
