@@ -294,6 +294,8 @@ def _is_path(field: Any) -> bool:
 
 def _absolute(text: str, base: Path) -> str:
     """The absolute path, or the text itself where it can only be a hub name."""
+    if "://" in text:
+        return text
     path = (base / Path(text).expanduser()).resolve()
     looks_like_path = text.startswith((".", "/", "~")) or text.count("/") > 1 or Path(text).suffix in _FILE_SUFFIXES
     return str(path) if path.exists() or looks_like_path else text

@@ -2,8 +2,10 @@
 
 from amidkd.training.arguments import check_training_settings, training_arguments
 from amidkd.training.cache import run_cache
+from amidkd.training.fingerprint import run_settings
 from amidkd.training.generate import run_generate
 from amidkd.training.lessons import warm_start_of
+from amidkd.training.main_stage import check_policy
 from amidkd.training.objective import ScheduledObjective, objective_at
 from amidkd.training.observing import Observer
 from amidkd.training.run import distill, sft
@@ -17,12 +19,14 @@ __all__ = [
     "LossSettings",
     "Observer",
     "ScheduledObjective",
+    "check_policy",
     "check_training_settings",
     "distill",
     "link",
     "objective_at",
     "run_cache",
     "run_generate",
+    "run_settings",
     "sft",
     "training_arguments",
     "warm_start_of",
