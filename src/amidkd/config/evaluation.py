@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from amidkd.config.base import Section, path_field
 
 __all__ = [
+    "PASS_AT",
     "SUITE_TASKS",
     "AnswerMetric",
     "CodeConfig",
@@ -22,6 +23,9 @@ __all__ = [
 SuiteName = Literal["dolly", "self_instruct", "vicuna", "super_natural", "unnatural"]
 SUITE_TASKS: tuple[SuiteName, ...] = ("dolly", "self_instruct", "vicuna", "super_natural", "unnatural")
 """The instruction sets of the papers' protocol, in the order of their tables."""
+
+PASS_AT = (1, 2, 3, 4, 5, 8, 10, 16, 20, 25, 32, 50, 64, 100, 128, 200)
+"""Each k of pass@k that can be measured."""
 
 AnswerMetric = Literal[
     "exact_match",
@@ -60,11 +64,26 @@ class CodeConfig(Section):
     """Run the code that a model answers, against each row's tests, in a subprocess with limits: pass@k."""
 
     k: list[int] = Field([1], min_length=1, description="The k of pass@k; at most the number of sampling seeds.")
-    tests: str = Field("test", description="Column with the Python code that is run after the answer.")
+    tests: str = Field(
+        "test", description="Column with the Python code that is run after the answer, as text or a list of lines."
+    )
+    entry_point: str = Field(
+        "entry_point",
+        description="Column with the name of the function asked for, where there is one: the tests' `check` is called "
+        "with it, and an answer that does not define it goes on from the prompt.",
+    )
     timeout: float = Field(10.0, gt=0, description="Seconds that an answer may run.")
     memory_mb: int = Field(1024, gt=0, description="MiB of address space that it may use.")
     file_mb: int = Field(16, gt=0, description="MiB that a file which it writes may have.")
-    processes: int = Field(0, ge=0, description="Processes that it may start.")
+    processes: int = Field(0, ge=0, description="Processes and threads that it may start.")
+
+    @field_validator("k")
+    @classmethod
+    def _measured(cls, value: list[int]) -> list[int]:
+        strange = sorted(set(value) - set(PASS_AT))
+        if strange:
+            raise ValueError(f"k must be among {', '.join(map(str, PASS_AT))}; got {strange[0]}")
+        return sorted(set(value))
 
 
 class LmEvalConfig(Section):
@@ -86,6 +105,9 @@ class JudgeConfig(Section):
     key_variable: str | None = Field(None, description="Environment variable that holds the key. Default: no key.")
     against: Literal["teacher", "reference"] = Field(
         "teacher", description="Whose answer the student's is held against."
+    )
+    answers: Literal["greedy", "sampled"] = Field(
+        "greedy", description="Which answers are judged: the greedy ones, or those of the first sampling seed."
     )
     rows: int = Field(80, gt=0, description="Prompts that are judged, the first ones.")
     instruction: str | None = Field(None, description="What the judge is told to weigh. Default: help, truth, form.")

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from warnings import warn
@@ -37,6 +37,7 @@ class Row:
         references: Right answers for evaluation; empty where the completion is the only one known.
         finished: False where the completion was cut off, so that it teaches nothing about ending (no EOS).
         teacher_id: Which of several teachers is the row's, by name or number; None where no column says it.
+        kept: Other columns that were asked for, by name, where the row has them.
     """
 
     index: int
@@ -48,6 +49,7 @@ class Row:
     references: tuple[str, ...] = ()
     finished: bool = True
     teacher_id: str | int | None = None
+    kept: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def labelled(self) -> bool:
@@ -76,7 +78,9 @@ class Row:
         return replace(self, completion=None, references=(), finished=True)
 
 
-def load_rows(source: str | Path, *, split: str = "train", max_rows: int | None = None) -> list[Row]:
+def load_rows(
+    source: str | Path, *, split: str = "train", max_rows: int | None = None, keep: Sequence[str] = ()
+) -> list[Row]:
     """Load rows from a JSONL, JSON or Parquet file, a folder of such files, or a hub data set.
 
     Columns: ``messages``, else ``prompt`` with or without ``completion`` and ``references``, else ``text``; the first
@@ -89,6 +93,7 @@ def load_rows(source: str | Path, *, split: str = "train", max_rows: int | None 
             in order of name; where their names tell several splits apart, those of ``split``.
         split: Split of a hub data set or folder.
         max_rows: Read only the first rows.
+        keep: Other columns to keep with each row, such as the tests of an answer that is code.
 
     Raises:
         SettingError: Nothing there, no row, a broken line, columns of other names or types. The message names file
@@ -103,7 +108,8 @@ def load_rows(source: str | Path, *, split: str = "train", max_rows: int | None 
     near: Counter[str] = Counter()
     for record in read_records(source, split=split, max_rows=max_rows):
         row, teacher = _row(record, index=len(rows)), _teacher(record)
-        rows.append(row if teacher is None else replace(row, teacher_id=teacher))
+        kept = {name: record.values[name] for name in keep if record.values.get(name) is not None}
+        rows.append(replace(row, teacher_id=teacher, kept=kept) if kept or teacher is not None else row)
         if rows[-1].prompt is not None and rows[-1].completion is None:
             near.update(name for name in _NEAR["completion"] if isinstance(record.values.get(name), str))
     if not rows:

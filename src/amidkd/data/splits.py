@@ -28,10 +28,11 @@ def evaluation_rows(config: RunConfig) -> list[Row]:
         SettingError: None of the three is named, or a file cannot be used.
     """
     data, evaluation = config.data, config.evaluation
+    keep = () if evaluation.code is None else (evaluation.code.tests, evaluation.code.entry_point)
     if evaluation.data is not None:
-        return load_rows(evaluation.data, split=evaluation.split, max_rows=evaluation.max_rows)
+        return load_rows(evaluation.data, split=evaluation.split, max_rows=evaluation.max_rows, keep=keep)
     if data.validation is not None:
-        return load_rows(data.validation, split=data.validation_split, max_rows=evaluation.max_rows)
+        return load_rows(data.validation, split=data.validation_split, max_rows=evaluation.max_rows, keep=keep)
     if data.validation_rows is None:
         raise SettingError(
             "nothing to evaluate on: name a file in evaluation.data or data.validation, "

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from amidkd.config.evaluation import PASS_AT
+
 __all__ = ["METRICS", "Group", "Metric", "Unit"]
 
 Unit = Literal["share", "nats", "tokens", "score", ""]
@@ -80,6 +82,17 @@ _ALL = (
         "F-score of character 1- to 6-grams against the nearest reference, over all prompts together.",
     ),
     Metric("chrf_sampled", "chrF, sampled", "score", "higher", "answers", "The same for sampled answers."),
+    *(
+        Metric(
+            f"pass_at_{k}", f"pass@{k}", "share", "higher", "answers",
+            f"Chance that one of {k} sampled answer{'s' if k > 1 else ''}, run as code, passes the row's tests.",
+        )
+        for k in PASS_AT
+    ),
+    Metric(
+        "judge_win_rate", "Wins before the judge", "share", "higher", "answers",
+        "Answers that the judge prefers to the other side's in both orders, ties as half.",
+    ),
     Metric(
         "length_greedy", "Length, greedy", "tokens", None, "answers",
         "Tokens of a greedy answer, without its end token.",
@@ -142,6 +155,14 @@ _ALL = (
     Metric(
         "acceptance_on_samples", "Acceptance on samples", "share", "higher", "samples",
         "1 − total variation along the student's own samples.",
+    ),
+    Metric(
+        "acceptance_measured", "Acceptance, measured", "share", "higher", "use",
+        "Drafted tokens that the teacher kept in assisted generation, of those that it came to judge.",
+    ),
+    Metric(
+        "acceptance_predicted", "Acceptance, predicted", "share", "higher", "use",
+        "1 − total variation at the same positions: what the measured one is an estimate of.",
     ),
 )  # fmt: skip
 
