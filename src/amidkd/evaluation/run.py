@@ -14,6 +14,7 @@ from amidkd.config import PretrainedStudent, RunConfig, live_teacher
 from amidkd.data import Encoder, Row, evaluation_rows
 from amidkd.errors import SettingError, SettingWarning
 from amidkd.evaluation.bootstrap import Bootstrap
+from amidkd.evaluation.held_out import question
 from amidkd.evaluation.scores import write_scores
 from amidkd.evaluation.suite import ModelResult, estimates_of, evaluate_model
 from amidkd.models import load_model, load_tokenizer
@@ -161,7 +162,7 @@ def sample_lines(student: ModelResult, teacher: ModelResult | None, *, kept: int
         row = held_out.rows[index]
         line: dict[str, Any] = {
             "row": row.where,
-            "prompt": row.prompt if row.prompt is not None else _conversation(row),
+            "prompt": question(row),
             "references": list(held_out.references[index]),
             "answers": answers,
         }
@@ -169,12 +170,6 @@ def sample_lines(student: ModelResult, teacher: ModelResult | None, *, kept: int
             line["kl_teacher_student"] = float(divergence.sums[index] / divergence.counts[index])
         lines.append(line)
     return lines
-
-
-def _conversation(row: Row) -> str:
-    messages = row.messages or []
-    turns = messages[:-1] if row.labelled else messages
-    return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
 
 
 def _student_source(config: RunConfig, folder: RunFolder, student: str | Path | None) -> str | Path:

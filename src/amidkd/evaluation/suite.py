@@ -1,92 +1,24 @@
 """Every metric of one model on held-out rows, the teacher beside it."""
 
-import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-import torch
 from tqdm import tqdm
 
 from amidkd.config import EvaluationConfig
-from amidkd.data import Encoder, Example, Row, Sequences
-from amidkd.errors import SettingError
-from amidkd.evaluation.answers import Answers, Speaker, text_scores
+from amidkd.data import Encoder, Row
+from amidkd.evaluation.answers import NEEDS_REFERENCES, Answers, Speaker
 from amidkd.evaluation.bootstrap import Bootstrap
-from amidkd.evaluation.forced import RowSums, Signal, sums_of_rows
+from amidkd.evaluation.forced import Signal, signal_of
+from amidkd.evaluation.held_out import HeldOut, hold_out
+from amidkd.evaluation.measuring import Evaluator, measure
 from amidkd.evaluation.statistics import Estimate, Scores, estimate, exponential, stack
-from amidkd.models import Backbone, evaluating, pad_id_of, vocabulary_size
-from amidkd.signals import Hidden, Logits
+from amidkd.evaluation.text import number_of
+from amidkd.models import evaluating, pad_id_of, vocabulary_size
 
-__all__ = ["HeldOut", "ModelResult", "estimates_of", "evaluate_model", "hold_out", "stack_results"]
-
-_log = logging.getLogger("amidkd")
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """Rows to evaluate on, as tokens.
-
-    Args:
-        rows: The rows, P of them.
-        prompts: Token ids of each row's prompt; None for plain text.
-        texts: Each row with its completion as tokens, the completion supervised; None where there is none.
-        references: Right answers to each; empty where none is known.
-        dropped: How many more rows were left out.
-        truncated: How many texts are cut at ``data.max_length``, so that their likelihood is that of their beginning.
-    """
-
-    rows: list[Row]
-    prompts: list[tuple[int, ...] | None]
-    texts: list[Example | None]
-    references: list[tuple[str, ...]]
-    dropped: int = 0
-    truncated: int = 0
-
-    @property
-    def asked(self) -> list[int]:
-        """Places of the rows that have a prompt."""
-        return [place for place, prompt in enumerate(self.prompts) if prompt is not None]
-
-
-def hold_out(rows: Sequence[Row], encoder: Encoder) -> HeldOut:
-    """Rows to evaluate on, as tokens; what ``data.long_prompts: drop`` leaves out is left out here too.
-
-    Args:
-        rows: Held-out rows.
-        encoder: Rows to tokens, as in training.
-
-    Raises:
-        SettingError: No row is left, or one cannot be used.
-    """
-    # Rows may come from several files, each with its own count.
-    rows = [replace(row, index=place) for place, row in enumerate(rows)]
-    encoded = encoder.encode(rows)
-    labelled = {example.row: example for example in encoded.examples}
-    prompts = [None if row.text is not None else encoder.prompt_tokens(row) for row in rows]
-    kept = [
-        place
-        for place, row in enumerate(rows)
-        if prompts[place] is not None or (row.text is not None and place in labelled)
-    ]
-    if not kept:
-        raise SettingError("no row is left to evaluate on: all prompts are over the limit (data.long_prompts: drop)")
-    chosen = [rows[place] for place in kept]
-    return HeldOut(
-        chosen,
-        [None if prompts[place] is None else tuple(prompts[place] or ()) for place in kept],
-        [labelled.get(place) for place in kept],
-        [_references(row) for row in chosen],
-        dropped=len(rows) - len(kept),
-        truncated=encoded.truncated,
-    )
-
-
-def _references(row: Row) -> tuple[str, ...]:
-    answer = () if row.answer is None else (row.answer,)
-    return tuple(dict.fromkeys((*answer, *row.references)))
+__all__ = ["ModelResult", "estimates_of", "evaluate_model", "stack_results"]
 
 
 @dataclass(frozen=True)
@@ -116,15 +48,16 @@ class ModelResult:
 
 
 def estimates_of(scores: Mapping[str, Scores], bootstrap: Bootstrap | None = None) -> dict[str, Estimate]:
-    """Averages of scores by metric, and perplexity as the exponential of the NLL.
+    """Averages of scores by metric, and each perplexity as the exponential of its NLL.
 
     Args:
         scores: Scores by metric.
         bootstrap: How confidence intervals are made; default: none are.
     """
     found = bootstrap.estimates(scores) if bootstrap else {name: estimate(entry) for name, entry in scores.items()}
-    if "nll" in found:
-        found["perplexity"] = exponential(found["nll"])
+    for nll, perplexity in (("nll", "perplexity"), ("text_nll", "text_perplexity")):
+        if nll in found:
+            found[perplexity] = exponential(found[nll])
     return found
 
 
@@ -144,83 +77,6 @@ def stack_results(results: Sequence[ModelResult], axis: str = "training seeds") 
     return {
         name: stack([result.scores[name] for result in results], axis) for name in results[0].scores if name in names
     }
-
-
-@dataclass(frozen=True)
-class _Evaluator:
-    """One evaluation under way."""
-
-    held_out: HeldOut
-    config: EvaluationConfig
-    speaker: Speaker
-    student: Signal
-    teacher: Signal | None
-    pad_id: int
-    device: torch.device
-    memory_mb: float
-    bar: Any
-
-    def forced(self, examples: Sequence[Example | None]) -> RowSums:
-        return sums_of_rows(
-            examples,
-            student=self.student,
-            teacher=self.teacher,
-            pad_id=self.pad_id,
-            vocab_size=self.speaker.vocab_size,
-            batch_size=self.config.batch_size,
-            device=self.device,
-            memory_mb=self.memory_mb,
-            progress=self.bar.update,
-        )
-
-    def answers(self, *, temperature: float, seed: int) -> Answers:
-        prompts = [self.held_out.prompts[place] for place in self.held_out.asked]
-        return self.speaker.answer(
-            [prompt for prompt in prompts if prompt is not None],
-            temperature=temperature,
-            seed=seed,
-            progress=lambda rows, _tokens: self.bar.update(rows),
-        )
-
-    def along_samples(self, draws: Sequence[Answers]) -> dict[str, Scores]:
-        """What the teacher says of what the student samples."""
-        sums = [self.forced(self._said(draw)) for draw in draws]
-        counts = np.stack([entry["tokens"] for entry in sums])
-        names = {
-            "teacher_nll_of_samples": "nll_teacher",
-            "kl_student_teacher_on_samples": "kl_student_teacher",
-            "acceptance_on_samples": "acceptance",
-        }
-        axes = ("sampling seeds", "prompts")
-        return {name: Scores(np.stack([entry[key] for entry in sums]), counts, axes) for name, key in names.items()}
-
-    def _said(self, draw: Answers) -> list[Example | None]:
-        prompts = [self.held_out.prompts[place] or () for place in self.held_out.asked]
-        return [
-            Example((*prompt, *answer), (False,) * len(prompt) + (True,) * len(answer), row=place, origin="student")
-            for place, prompt, answer in zip(self.held_out.asked, prompts, draw.tokens, strict=True)
-        ]
-
-
-_FORCED = ("nll", "kl_teacher_student", "kl_student_teacher", "top1_agreement", "acceptance")
-
-
-def _measure(evaluator: _Evaluator) -> tuple[dict[str, Scores], Answers | None, tuple[Answers, ...]]:
-    held_out, config = evaluator.held_out, evaluator.config
-    scores: dict[str, Scores] = {}
-    if any(text is not None for text in held_out.texts):
-        sums = evaluator.forced(held_out.texts)
-        scores.update({name: Scores(sums[name], sums["tokens"]) for name in _FORCED if name in sums})
-    if not held_out.asked:
-        return scores, None, ()
-    references = [held_out.references[place] for place in held_out.asked]
-    greedy = evaluator.answers(temperature=0.0, seed=0)
-    draws = tuple(evaluator.answers(temperature=config.temperature, seed=seed) for seed in config.sampling_seeds)
-    scores.update(text_scores([greedy], references, "greedy"))
-    scores.update(text_scores(draws, references, "sampled"))
-    if evaluator.teacher is not None:
-        scores.update(evaluator.along_samples(draws))
-    return scores, greedy, draws
 
 
 def evaluate_model(
@@ -257,9 +113,9 @@ def evaluate_model(
     """
     started = time.perf_counter()
     held_out = hold_out(rows, encoder)
-    missing = _missing(held_out, teacher is not None)
+    missing = _missing(held_out, config, teacher is not None)
     device = next(model.parameters()).device
-    student = _signal_of(model)
+    student = signal_of(model)
     other: Signal | None = None
     if teacher is not None:
         other = student if teacher.model is model else teacher.signal
@@ -270,35 +126,34 @@ def evaluate_model(
         max_new_tokens=max_new_tokens,
         batch_size=config.batch_size,
         to_text=encoder.completion_text,
+        no_repeat_ngram_size=config.no_repeat_ngram_size,
     )
     draws = 1 + len(config.sampling_seeds) * (1 if teacher is None else 2)
     passes = sum(text is not None for text in held_out.texts) + draws * len(held_out.asked)
     with evaluating(model), tqdm(total=passes, desc=f"Evaluating the {name}", unit="row", disable=None) as bar:
-        evaluator = _Evaluator(held_out, config, speaker, student, other, pad_id_of(tokenizer), device, memory_mb, bar)
-        scores, greedy, sampled = _measure(evaluator)
+        evaluator = Evaluator(held_out, config, speaker, student, other, pad_id_of(tokenizer), device, memory_mb, bar)
+        scores, greedy, sampled = measure(evaluator)
     return ModelResult(held_out, scores, greedy, sampled, tuple(missing), time.perf_counter() - started)
 
 
-def _signal_of(model: Any) -> Signal:
-    backbone = Backbone(model)
-
-    @torch.no_grad()
-    def signal(sequences: Sequences) -> Hidden | Logits:
-        return backbone(sequences.tokens_BT, sequences.attention_BT, sequences.predicts_BT())
-
-    return signal
-
-
-def _missing(held_out: HeldOut, has_teacher: bool) -> list[str]:
-    """What these rows do not allow, and what would."""
+def _missing(held_out: HeldOut, config: EvaluationConfig, has_teacher: bool) -> list[str]:
+    """What these rows and settings do not allow, and what would."""
     missing = []
     if not has_teacher:
         missing.append("distance from a teacher: there is none here to measure against")
     if not any(text is not None for text in held_out.texts):
-        what = "NLL and perplexity" + (", and distances from the teacher on real text" if has_teacher else "")
+        what = "NLL, perplexity and calibration" + (", and distances from the teacher on real text" * has_teacher)
         missing.append(f"{what}: no row has a `completion`")
+    wanted = [name for metric, name in NEEDS_REFERENCES.items() if metric in config.metrics]
     if not held_out.asked:
         missing.append("answers: the rows are plain text, without prompts")
-    elif not any(held_out.references):
-        missing.append("exact match and ROUGE-L: no row has a `completion` or `references`")
+        return missing
+    if wanted and not any(held_out.references):
+        missing.append(f"{', '.join(wanted)}: no row has a `completion` or `references`")
+    elif "numeric_match" in config.metrics and not any(
+        number_of(right) is not None for rights in held_out.references for right in rights
+    ):
+        missing.append("numeric match: no reference has a number")
+    if "self_bleu" in config.metrics and len(config.sampling_seeds) < 2:
+        missing.append("self-BLEU: it needs two sampling_seeds or more")
     return missing

@@ -17,6 +17,7 @@ from amidkd.models.cache import growing_cache
 from amidkd.models.facts import base_of, forward_parameters, text_config
 from amidkd.models.modes import evaluating
 from amidkd.models.packed import packed_weights
+from amidkd.models.repeats import Repeats
 from amidkd.models.sampling import Sampling, random_numbers, wide_dtype
 
 __all__ = ["answer_limits", "generate"]
@@ -39,6 +40,7 @@ def generate(
     seed: int,
     streams: Sequence[int] | None = None,
     vocab_size: int | None = None,
+    no_repeat_ngram_size: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[list[int]]:
     """Answer prompts.
@@ -61,6 +63,7 @@ def generate(
         seed: Seed of the sampling.
         streams: Names the random numbers of each answer; default the prompts' indices.
         vocab_size: Ids from here on never come (padded rows of the head).
+        no_repeat_ngram_size: No run of so many tokens comes twice in prompt and answer; 0: no such rule.
         progress: Called after each batch with the prompts answered and the tokens made in it.
 
     Returns:
@@ -79,8 +82,10 @@ def generate(
     longest = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
     names = list(range(len(prompts)) if streams is None else streams)
     _check(len(prompts), max_new_tokens, longest, names, batch_size, vocab_size)
+    if no_repeat_ngram_size < 0:
+        raise SettingError(f"no_repeat_ngram_size must be 0 (no rule) or above; got {no_repeat_ngram_size}")
     limits = answer_limits(model, prompts, longest)
-    decoder = _Decoder(model, sampling, frozenset(eos_ids), pad_id, vocab_size)
+    decoder = _Decoder(model, sampling, frozenset(eos_ids), pad_id, vocab_size, no_repeat_ngram_size)
     answers: list[list[int]] = [[] for _ in prompts]
     batches = list(_batches([len(prompt) for prompt in prompts], batch_size, mixed=decoder.caches))
     devices = [decoder.device] if decoder.device.type == "cuda" else []
@@ -106,6 +111,7 @@ class _Decoder:
     eos_ids: frozenset[int]
     pad_id: int
     vocab_size: int | None
+    no_repeat_ngram_size: int
 
     @property
     def device(self) -> torch.device:
@@ -125,8 +131,11 @@ class _Decoder:
         answers: list[list[int]] = [[] for _ in prompts]
         forward = _Forward(self.model, prompts, self.pad_id, steps, caches=self.caches)
         places, done = list(range(len(prompts))), [False] * len(prompts)
+        repeats = Repeats(prompts, self.no_repeat_ngram_size) if self.no_repeat_ngram_size else None
         for step in range(steps):
             logits = forward.next_logits()[:, : self.vocab_size]
+            if repeats is not None:
+                logits = repeats.ruled_out(logits, places)
             chosen = self.sampling.choose(logits, uniform_BS[:, step if self.sampling.temperature else 0])
             # The one place in a step that waits for the device.
             for place, token in zip(places, chosen.tolist(), strict=True):
@@ -134,6 +143,8 @@ class _Decoder:
                     if token < 0:
                         raise SettingError("the model's logits are NaN or infinite; check its weights and dtype")
                     answers[place].append(token)
+                    if repeats is not None:
+                        repeats.add(place, token)
                     done[place] = token in self.eos_ids or len(answers[place]) >= limits[place]
             keep = [index for index, place in enumerate(places) if not done[place]]
             if not keep:

@@ -2,12 +2,14 @@
 
 import math
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 
 from amidkd.config import EvaluationConfig
+from amidkd.config.evaluation import AnswerMetric
 from amidkd.data import Encoder, Row
 from amidkd.errors import SettingError
 from amidkd.evaluation import METRICS, estimates_of, evaluate_model, stack_results
@@ -16,8 +18,8 @@ from amidkd.teachers import LiveTeacher
 
 SHARED = 17
 LONGEST = 6
-CONFIG = EvaluationConfig(batch_size=4, sampling_seeds=[1, 2, 3])
-FORCED = ("nll", "kl_teacher_student", "kl_student_teacher", "top1_agreement", "acceptance")
+CONFIG = EvaluationConfig(batch_size=4, sampling_seeds=[1, 2, 3], metrics=list(get_args(AnswerMetric)))
+FORCED = ("nll", "kl_teacher_student", "kl_student_teacher", "coverage", "top1_agreement", "acceptance")
 
 
 def evaluate(world, model, rows=None, *, teacher=True, config=CONFIG, **others):
@@ -57,6 +59,7 @@ def by_hand(world, prompt: list[int], answer: list[int]) -> dict[str, float]:
         "kl_teacher_student": float((p * (log_p - log_q)).sum()),
         "kl_student_teacher": float((q * (log_q - log_p)).sum()),
         "acceptance": float(torch.minimum(p, q).sum()),
+        "coverage": float((p * (q > CONFIG.coverage_epsilon)).sum()),
         "top1_agreement": float((p.argmax(-1) == q.argmax(-1)).sum()),
     }
 
@@ -84,6 +87,20 @@ def test_numbers_on_real_text_are_token_weighted_means_of_the_definitions(world,
 
 def test_perplexity_is_the_exponential_of_the_nll(result) -> None:
     assert result.estimates["perplexity"].value == pytest.approx(math.exp(result.estimates["nll"].value))
+
+
+def test_calibration_is_the_gap_of_every_bin(world, result) -> None:
+    ids = world.tokenizer.convert_tokens_to_ids
+    gaps, tokens = np.zeros(CONFIG.calibration_bins), 0
+    for row in world.rows:
+        prompt, answer = ids(["<s>", *row.prompt.split(), "<sep>"]), ids([*row.completion.split(), "</s>"])
+        q = log_probs(world.student, prompt + answer)[len(prompt) - 1 : -1].exp()
+        for probabilities, label in zip(q, answer, strict=True):
+            confidence = float(probabilities.max())
+            place = math.ceil(confidence * len(gaps)) - 1
+            gaps[place] += confidence - float(int(probabilities.argmax()) == label)
+        tokens += len(answer)
+    assert result.estimates["ece"].value == pytest.approx(np.abs(gaps).sum() / tokens, rel=1e-10)
 
 
 def test_greedy_answers_are_the_likeliest_tokens(world, result) -> None:
@@ -148,8 +165,10 @@ def test_ids_beyond_the_shared_vocabulary_are_never_said(world, result) -> None:
 
 
 def test_every_metric_is_in_the_catalogue_and_the_catalogue_is_measured(result) -> None:
-    assert set(result.estimates) == set(METRICS)
-    assert result.missing == ()
+    assert set(result.estimates) <= set(METRICS)
+    elsewhere = ("numeric_match", "text_", "pass_at", "judge", "acceptance_measured", "acceptance_predicted")
+    assert {name for name in METRICS if not name.startswith(elsewhere)} == set(result.estimates)
+    assert result.missing == ("numeric match: no reference has a number",)
 
 
 def test_batches_and_chunks_change_nothing(world, result) -> None:
@@ -182,16 +201,17 @@ def test_evaluation_leaves_a_model_as_it_was(world) -> None:
 def test_prompts_alone_allow_what_needs_no_answer(world) -> None:
     found = evaluate(world, world.student, [row.unlabelled() for row in world.rows])
     expected = {"length_greedy", "length_sampled", "teacher_nll_of_samples"}
+    expected |= {"distinct_1_sampled", "distinct_2_sampled", "self_bleu_sampled"}
     assert set(found.estimates) == expected | {"kl_student_teacher_on_samples", "acceptance_on_samples"}
     assert any("NLL" in line and "`completion`" in line for line in found.missing)
-    assert any("exact match and ROUGE-L" in line for line in found.missing)
+    assert any("exact match" in line and "ROUGE-L" in line for line in found.missing)
 
 
 def test_plain_text_allows_likelihoods(world) -> None:
     rows = [Row(n, f"line {n}", text=text) for n, text in enumerate(["red cat sits here", "dog runs", "bird"])]
     plain = Encoder(world.tokenizer, world.encoder.config.model_copy(update={"prompt_template": None}))
     found = evaluate(replace(world, encoder=plain), world.student, rows)
-    assert set(found.estimates) == {*FORCED, "perplexity"}
+    assert set(found.estimates) == {*FORCED, "perplexity", "ece"}
     assert found.greedy is None
     assert any("without prompts" in line for line in found.missing)
 
