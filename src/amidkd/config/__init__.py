@@ -60,7 +60,7 @@ from amidkd.config.schema import (
 from amidkd.config.serve import ServeConfig
 from amidkd.config.serving import ServingConfig, load_serving
 from amidkd.config.stages import final_config, stage_configs, student_origin
-from amidkd.config.sweep import READY_SPACES, Choices, Range, SweepConfig
+from amidkd.config.sweep import READY_SPACES, Choices, PrunerConfig, Range, SweepConfig
 from amidkd.config.teacher import (
     CachedTeacher,
     EnsembleTeacher,
@@ -109,6 +109,7 @@ __all__ = [
     "PolicyConfig",
     "PretrainedStudent",
     "PreviousStudent",
+    "PrunerConfig",
     "Range",
     "RunConfig",
     "SamplingConfig",

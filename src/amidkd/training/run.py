@@ -268,10 +268,10 @@ def _warmed_student(run: Run, student: Any, lessons: Lessons, settings: dict[str
             keep_newest(place, 0)
         return result.as_record()
 
-    if not folder.student.is_dir():
-        shared = run.shared
-        entry = train(folder.path) if shared is None else shared_stage(shared / WARM_START, folder.path, train)
-        run.note(stages={WARM_START: entry})
+    if run.shared is None and not folder.student.is_dir():
+        run.note(stages={WARM_START: train(folder.path)})
+    elif run.shared is not None and WARM_START not in run.folder.record().get("stages", {}):
+        run.note(stages={WARM_START: shared_stage(run.shared / WARM_START, folder.path, train)})
     run.wait()
     return _saved_student(run, folder.student)
 

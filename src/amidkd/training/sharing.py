@@ -41,11 +41,13 @@ def shared_stage(shared: Path, own: Path, train: Callable[[Path], dict[str, Any]
         The entry; ``reused`` says whether another run had trained it.
     """
     result = shared / _RESULT
+    # Before it is trained, so that whoever watches the run sees it.
+    shared.mkdir(parents=True, exist_ok=True)
+    link(own, shared)
     with hold(shared.with_name(f"{shared.name}.lock")):
         made = not result.is_file()
         if made:
             write_json(result, train(shared))
-    link(own, shared)
     return {**json.loads(result.read_text(encoding="utf-8")), "reused": not made}
 
 
