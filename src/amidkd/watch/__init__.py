@@ -1,3 +1,5 @@
 """Follow a run in progress, in a browser or in the terminal (``amidkd watch``)."""
 
-__all__: list[str] = []
+from amidkd.watch.run import watch
+
+__all__ = ["watch"]
