@@ -4,6 +4,6 @@
 key explains; ``maps`` and ``figures`` draw; ``table`` and ``words`` are what stands between.
 """
 
-from amidkd.report.sweep.page import is_sweep, summary_of_sweep, sweep_of_run, write_sweep_report
+from amidkd.report.sweep.page import describe_sweep, is_sweep, summary_of_sweep, sweep_of_run, write_sweep_report
 
-__all__ = ["is_sweep", "summary_of_sweep", "sweep_of_run", "write_sweep_report"]
+__all__ = ["describe_sweep", "is_sweep", "summary_of_sweep", "sweep_of_run", "write_sweep_report"]

@@ -27,7 +27,7 @@ from amidkd.report.sweep.record import (
 from amidkd.report.sweep.table import failures_of, trial_table
 from amidkd.report.sweep.words import advice_of, effort_of, noise_notes, params_text, sentence_of_sweep
 
-__all__ = ["is_sweep", "summary_of_sweep", "sweep_of_run", "write_sweep_report"]
+__all__ = ["describe_sweep", "is_sweep", "summary_of_sweep", "sweep_of_run", "write_sweep_report"]
 
 _MAIN = (
     "nll",
@@ -96,6 +96,19 @@ def write_sweep_report(folder: Path) -> Path:
         configuration=(folder / "run.yaml").read_text(encoding="utf-8") if config is not None else None,
         citations=citations_of(config) if config is not None else [],
     )
+
+
+def describe_sweep(folder: Path) -> str:
+    """What a sweep tried and what to use, in a few sentences.
+
+    Args:
+        folder: The sweep's folder.
+
+    Raises:
+        SettingError: The folder is not that of a sweep.
+    """
+    sweep = read_sweep(folder)
+    return sentence_of_sweep(sweep, _standings(sweep))
 
 
 def summary_of_sweep(folder: Path) -> dict[str, Any]:
