@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from amidkd import __version__
 from amidkd.evaluation.display import Shown
@@ -26,10 +27,19 @@ class Head:
 
 @dataclass(frozen=True)
 class GridRow:
-    """A row of results; None is a number that is not there."""
+    """A row of results.
+
+    Args:
+        head: Its name.
+        cells: Its numbers; None is one that is not there.
+        group: Under which heading it stands; rows of one group follow each other.
+        picture: Its numbers on a line, or None.
+    """
 
     head: Head
     cells: tuple[Shown | None, ...]
+    group: str = ""
+    picture: Markup | None = None
 
 
 @dataclass(frozen=True)
@@ -92,9 +102,13 @@ def sample_view(entry: Mapping[str, Any], references: int = 3) -> dict[str, Any]
         if text is not None
     ]
     divergence = entry.get("kl_teacher_student")
+    mine = [answer["right"] for answer in answers if not answer["label"].startswith("teacher")]
     return {
         "prompt": entry["prompt"],
         "references": known[:references],
         "answers": answers,
+        # What samples are sorted by: how many of the student's answers are right; the distance from the teacher.
+        "right": sum(mine) / len(mine) if known and mine else None,
+        "kl": divergence,
         "note": None if divergence is None else f"KL(teacher‖student) {divergence:.3f} nats a token on the reference",
     }

@@ -11,16 +11,19 @@ from amidkd.config import EnsembleTeacher, RunConfig, dump_yaml, load
 from amidkd.errors import SettingError
 from amidkd.evaluation.display import Shown, show
 from amidkd.evaluation.metrics import METRICS
-from amidkd.evaluation.statistics import Estimate
 from amidkd.record import RunFolder, read_json_lines
 from amidkd.report.costs import cost_table, facts_of, parameters_of, versions_of
 from amidkd.report.curves import curves_of_run, lines_of_run, note_on
-from amidkd.report.page import Grid, GridRow, Head, render, sample_view
+from amidkd.report.extras import extras_of, speed_of
+from amidkd.report.overview import cards_of
+from amidkd.report.page import render, sample_view
+from amidkd.report.point import point_figure
+from amidkd.report.results import estimates_of, measured, results_of, suite_of
+from amidkd.report.sweep import sweep_of_run
+from amidkd.report.tokens import costly_tokens, token_rows
 from amidkd.report.words import count, describe_objective, describe_policy, describe_teacher, duration
 
 __all__ = ["sentence_of", "write_report"]
-
-_SIDES = ("student", "teacher", "difference")
 
 
 def write_report(folder: RunFolder) -> Path:
@@ -42,25 +45,79 @@ def write_report(folder: RunFolder) -> Path:
             "Give the folder named by `output` in the run file"
         )
     config = load(folder.path) if folder.run_file.is_file() else None
+    content = {
+        "title": folder.path.name,
+        "sentence": sentence_of(record, config),
+        "folder": shlex.quote(os.path.relpath(folder.path)),
+        "warnings": [entry["text"] for entry in record.get("warnings", [])],
+        **_of_evaluation(record),
+        **_of_training(folder, record, config),
+        **_of_samples(folder),
+        "configuration": dump_yaml(config) if config is not None else None,
+        "versions": versions_of(record),
+        "citations": _citations(config),
+    }
+    return render(folder.report_file, "run.html.j2", sections=_sections(content), **content)
+
+
+def _of_evaluation(record: Mapping[str, Any]) -> dict[str, Any]:
     evaluation = record.get("results", {}).get("evaluation")
+    if not evaluation:
+        absent = dict.fromkeys(("results", "suite", "speed"))
+        return {**absent, "cards": cards_of(record), "extras": [], "metrics": list(METRICS.values())}
+    shown = {name for entry in (evaluation, *evaluation.get("suite", {}).values()) for name in measured(entry)}
+    return {
+        "cards": cards_of(record),
+        "results": results_of(evaluation, evaluation.get("settings", {})),
+        "suite": suite_of(evaluation),
+        "extras": extras_of(evaluation),
+        "speed": speed_of(evaluation),
+        "metrics": [metric for name, metric in METRICS.items() if name in shown],
+    }
+
+
+def _of_training(folder: RunFolder, record: Mapping[str, Any], config: RunConfig | None) -> dict[str, Any]:
     lines = lines_of_run(folder)
-    return render(
-        folder.report_file,
-        "run.html.j2",
-        title=folder.path.name,
-        sentence=sentence_of(record, config),
-        folder=shlex.quote(os.path.relpath(folder.path)),
-        results=_results(evaluation) if evaluation else None,
-        stages=cost_table({folder.path.name: record}),
-        facts=facts_of(record),
-        figures=curves_of_run(lines),
-        curve_note=note_on([lines]),
-        samples=[sample_view(entry) for entry in read_json_lines(folder.samples_file)],
-        metrics=[METRICS[name] for name in _measured(evaluation)] if evaluation else list(METRICS.values()),
-        configuration=dump_yaml(config) if config is not None else None,
-        versions=versions_of(record),
-        citations=_citations(config),
+    taught = config is not None and config.teacher is not None and record.get("verb", "distill") == "distill"
+    sentence, maps = sweep_of_run(folder.path) or ("", [])
+    return {
+        "stages": cost_table({folder.path.name: record}),
+        "facts": facts_of(record),
+        "figures": curves_of_run(lines),
+        "curve_note": note_on([lines]),
+        "point": point_figure(config.objective, lines) if taught and config is not None else None,
+        "sweep_sentence": sentence,
+        "sweep_figures": maps,
+    }
+
+
+def _of_samples(folder: RunFolder) -> dict[str, Any]:
+    tokens = read_json_lines(folder.tokens_file)
+    return {
+        "samples": [sample_view(entry) for entry in read_json_lines(folder.samples_file)],
+        "tokens": token_rows(tokens),
+        "costly": costly_tokens(tokens),
+    }
+
+
+def _sections(content: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Ids and names of the sections that a page has."""
+    every = (
+        ("overview", "Overview", content["cards"]),
+        ("result", "Result", True),
+        ("suite", "Suite", content["suite"]),
+        ("extras", "More tests", content["extras"]),
+        ("tokens", "Where it loses", True),
+        ("assistant", "α and λ", content["point"] or content["sweep_figures"]),
+        ("curves", "Curves", True),
+        ("cost", "Cost", True),
+        ("samples", "Samples", True),
+        ("reading", "How to read this", True),
+        ("configuration", "Configuration", True),
+        ("versions", "Versions", True),
+        ("citations", "Citations", content["citations"]),
     )
+    return [(name, title) for name, title, there in every if there]
 
 
 def _citations(config: RunConfig | None) -> list[Citation]:
@@ -121,7 +178,7 @@ def _outcome(evaluation: Mapping[str, Any] | None) -> str:
         "nll": "has an NLL of {} a token on held-out text",
     }
     for name, clause in told.items():
-        sides = {side: _estimates(evaluation, side).get(name) for side in ("student", "teacher")}
+        sides = {side: estimates_of(evaluation, side).get(name) for side in ("student", "teacher")}
         student, teacher = sides["student"], sides["teacher"]
         if student is None or (name == "exact_match_greedy" and student.value == 0):
             continue
@@ -133,49 +190,3 @@ def _outcome(evaluation: Mapping[str, Any] | None) -> str:
 def _with_error(shown: Shown) -> str:
     error = next((error.text for error in shown.errors if error.over == "prompts"), None)
     return shown.text if error is None else f"{shown.text} (± {error} over prompts)"
-
-
-def _measured(evaluation: Mapping[str, Any]) -> list[str]:
-    known = {name for side in _SIDES for name in _estimates(evaluation, side)}
-    return [name for name in METRICS if name in known]
-
-
-def _estimates(evaluation: Mapping[str, Any], side: str) -> dict[str, Estimate]:
-    entries = (evaluation.get(side) or {}).get("metrics", {})
-    return {name: Estimate.from_json(entry) for name, entry in entries.items()}
-
-
-def _results(evaluation: Mapping[str, Any]) -> dict[str, Any]:
-    """The result table: a row for each metric, a column for each side that was measured."""
-    sides = [side for side in _SIDES if _estimates(evaluation, side)]
-    estimates = {side: _estimates(evaluation, side) for side in sides}
-    rows = []
-    for name in _measured(evaluation):
-        metric = METRICS[name]
-        cells = tuple(
-            show(estimates[side][name], metric, sign=side == "difference") if name in estimates[side] else None
-            for side in sides
-        )
-        unit = {"nats": "nats a token", "tokens": "tokens"}.get(metric.unit, "")
-        better = f"{metric.better} is better" if metric.better else ""
-        rows.append(GridRow(Head(metric.label, ", ".join(filter(None, (unit, better)))), cells))
-    data, settings = evaluation["data"], evaluation["settings"]
-    return {
-        "grid": Grid(f"{data['rows']} rows", tuple(map(Head, sides)), tuple(rows)),
-        "settings": (
-            "The difference is student − teacher, its errors paired by prompt. "
-            f"Rows: {Path(data['file']).name}. Sampled answers: temperature {settings['temperature']:g}, "
-            f"seeds {', '.join(map(str, settings['sampling_seeds']))}. "
-            f"Longest answer: {settings['max_new_tokens']} tokens."
-        ),
-        "missing": [*_left_out(data), *(f"Not measured: {line}" for line in evaluation.get("missing", []))],
-    }
-
-
-def _left_out(data: Mapping[str, Any]) -> list[str]:
-    lines = []
-    if data.get("rows_dropped"):
-        lines.append(f"Left out: {data['rows_dropped']} rows whose prompt is over the limit.")
-    if data.get("rows_truncated"):
-        lines.append(f"Cut at data.max_length: {data['rows_truncated']} texts; only their beginning is scored.")
-    return lines

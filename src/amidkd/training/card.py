@@ -1,8 +1,11 @@
 """The model card that goes with a student: what it is, what it learnt from, and how good it is."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from amidkd.config import RunConfig, TeacherConfig, members_of, student_origin
 from amidkd.record import RunFolder, write_atomic
@@ -21,12 +24,15 @@ def write_card(config: RunConfig, folder: RunFolder, whole: RunConfig) -> None:
     config = config.model_copy(update={"student": student_origin(whole, folder.path)})
     record = folder.record()
     parts = [
-        _head(config),
+        _head(config, folder.path.name, record),
         f"# {folder.path.name}",
         _what(config, record),
         "## How it was made",
         _table(_facts(config, record)),
         *_results(record),
+        "## How to use it",
+        _use(config),
+        *_citations(config, record),
         "## Licence",
         _licence(config),
         "## Versions",
@@ -36,13 +42,50 @@ def write_card(config: RunConfig, folder: RunFolder, whole: RunConfig) -> None:
     write_atomic(folder.student / "README.md", "\n\n".join(parts) + "\n")
 
 
-def _head(config: RunConfig) -> str:
-    lines = ["---", "library_name: transformers", "pipeline_tag: text-generation", "tags:", "- amidkd"]
+def _head(config: RunConfig, name: str, record: Mapping[str, Any]) -> str:
+    """What the hub reads: tags, the models and data behind this one, and its results as ``model-index``."""
+    head: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["amidkd"]}
     if config.teacher is not None:
-        lines.append("- distillation")
-    if config.student.kind == "pretrained" and not Path(config.student.model).exists():
-        lines.append(f"base_model: {config.student.model}")
-    return "\n".join([*lines, "---"])
+        head["tags"].append("distillation")
+    if config.student.kind == "pretrained" and _on_the_hub(config.student.model):
+        head["base_model"] = config.student.model
+    if _on_the_hub(config.data.train):
+        head["datasets"] = [config.data.train]
+    results = [_index_entry(title, entry) for title, entry in _evaluations(record)]
+    if results:
+        head["model-index"] = [{"name": name, "results": results}]
+    return f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True, width=120)}---"
+
+
+def _on_the_hub(source: str) -> bool:
+    """Whether a source is the name of something on the hub: no path that is here, and none of a file."""
+    return not Path(source).exists() and not Path(source).is_absolute() and not Path(source).suffix.startswith(".json")
+
+
+def _evaluations(record: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The evaluation of the held-out rows, then each task of the suite, with the name of its data."""
+    evaluation = record.get("results", {}).get("evaluation")
+    if not evaluation:
+        return
+    yield Path(evaluation["data"]["file"]).name, evaluation
+    for task, entry in evaluation.get("suite", {}).items():
+        yield task.replace("_", " "), entry
+
+
+def _index_entry(title: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+    from amidkd.evaluation.metrics import METRICS
+
+    source = str(entry["data"]["file"])
+    found = entry["student"]["metrics"]
+    return {
+        "task": {"type": "text-generation"},
+        "dataset": {"name": title, "type": source if _on_the_hub(source) else Path(source).name},
+        "metrics": [
+            {"type": name, "name": metric.label, "value": float(found[name]["value"])}
+            for name, metric in METRICS.items()
+            if name in found and math.isfinite(float(found[name]["value"]))
+        ],
+    }
 
 
 def _what(config: RunConfig, record: Mapping[str, Any]) -> str:
@@ -81,13 +124,54 @@ def _facts(config: RunConfig, record: Mapping[str, Any]) -> list[tuple[str, str]
 
 
 def _results(record: Mapping[str, Any]) -> list[str]:
-    metrics = record.get("results", {}).get("evaluation", {}).get("student", {}).get("metrics", {})
-    rows = [
-        (name.replace("_", " "), f"{entry['value']:.4g}")
-        for name, entry in metrics.items()
-        if isinstance(entry, Mapping) and isinstance(entry.get("value"), int | float)
+    """A table for each evaluation: the student beside its teacher, with intervals."""
+    parts = []
+    for title, entry in _evaluations(record):
+        sides = [side for side in ("student", "teacher", "difference") if (entry.get(side) or {}).get("metrics")]
+        heads = f"| {entry['data']['rows']} rows | {' | '.join(sides)} |"
+        parts.append(f"### {title}\n\n" + "\n".join([heads, "|---" * (1 + len(sides)) + "|", *_rows(entry, sides)]))
+    if not parts:
+        return []
+    note = (
+        "“a to b” is a confidence interval over prompts; where there is none, ± is one standard error over them. NLL "
+        "and KL are in nats a token. The difference is student − teacher, paired by prompt."
+    )
+    return ["## Results on held-out rows", *parts, note]
+
+
+def _rows(entry: Mapping[str, Any], sides: list[str]) -> list[str]:
+    from amidkd.evaluation.display import show
+    from amidkd.evaluation.metrics import METRICS
+    from amidkd.evaluation.statistics import Estimate
+
+    def cell(side: str, name: str) -> str:
+        found = entry[side]["metrics"].get(name)
+        if found is None:
+            return "–"
+        shown = show(Estimate.from_json(found), METRICS[name], sign=side == "difference")
+        if shown.interval:
+            return f"{shown.text} ({shown.interval})"
+        return " ".join([shown.text, *(f"± {error.text}" for error in shown.errors if error.over == "prompts")])
+
+    return [
+        f"| {metric.label} | {' | '.join(cell(side, name) for side in sides)} |"
+        for name, metric in METRICS.items()
+        if any(name in entry[side]["metrics"] for side in sides)
     ]
-    return ["## Results on held-out rows", _table(rows)] if rows else []
+
+
+def _use(config: RunConfig) -> str:
+    template = config.data.prompt_template
+    asked = "" if template is None else " Prompts go into the template above first."
+    return f"A folder of transformers: `AutoModelForCausalLM.from_pretrained`, `AutoTokenizer.from_pretrained`.{asked}"
+
+
+def _citations(config: RunConfig, record: Mapping[str, Any]) -> list[str]:
+    from amidkd.citations import citations_of
+
+    works = citations_of(config) if record.get("verb") == "distill" else []
+    entries = "\n\n".join(work.bibtex for work in works)
+    return ["## Citation", f"```bibtex\n{entries}\n```"] if works else []
 
 
 def _licence(config: RunConfig) -> str:

@@ -5,6 +5,7 @@ What a page can do beyond being read. Everything is there without this file; it 
   table[data-sort]           a click on a heading sorts; th[data-sort=none] does not. A cell sorts by its data-value where
                              it has one, else by its number or its words; what is missing comes last
   [data-filter="Label"]      a field above a table, or a list of any elements, that shows only what holds all its words
+  [data-few="12"]            a list of which only so many are shown until a button below it is pressed, or a filter asks for more
   select[data-sort-for=id]   sorts the children of an element: options "kl descending" read data-kl of each child
   [data-tip], svg <title>    text on hover, focus or tap; arrows move between the tips of one picture
 
@@ -89,7 +90,32 @@ const amidkd = (() => {
     select.addEventListener("change", () => {
       const [key, way] = select.value.split(" ");
       list.append(...(key ? sorted(given, (item) => item.dataset[key] ?? "", way === "descending") : given));
+      list.dispatchEvent(new Event("arranged"));
     });
+  }
+
+  /* A long list, shortened */
+  function shorten(list) {
+    const few = Number(list.dataset.few);
+    if (list.children.length <= few) return;
+    const button = document.createElement("button");
+    button.type = "button";
+    button.className = "button";
+    button.textContent = `Show all ${list.children.length}`;
+    list.after(button);
+    const apply = () => {
+      const all = button.hidden || list.dataset.filtered === "yes";
+      [...list.children].forEach((item, place) => item.classList.toggle("later", !all && place >= few));
+    };
+    list.addEventListener("arranged", apply);
+    button.addEventListener("click", () => {
+      const next = list.children[few];
+      button.hidden = true;
+      apply();
+      next.tabIndex = -1;
+      next.focus({ preventScroll: true });
+    });
+    apply();
   }
 
   /* Filtering */
@@ -116,6 +142,8 @@ const amidkd = (() => {
       }
       const shown = all.filter((item) => !item.hidden).length;
       found.textContent = wanted.length ? `${shown} of ${all.length}` : "";
+      target.dataset.filtered = wanted.length ? "yes" : "no";
+      target.dispatchEvent(new Event("arranged"));
     };
     field.addEventListener("input", apply);
   }
@@ -241,6 +269,7 @@ const amidkd = (() => {
     all("table[data-sort]").forEach(makeSortable);
     all("[data-filter]").forEach(makeFilter);
     all("select[data-sort-for]").forEach(makeSorter);
+    all("[data-few]").forEach(shorten);
     all("svg").forEach(makeTips);
     for (const item of all("[data-tip]")) {
       if (item.closest("svg")) continue;
