@@ -55,6 +55,8 @@ class SuiteTaskConfig(Section):
     def _known_or_placed(self) -> "SuiteTaskConfig":
         if not re.fullmatch(r"[a-z0-9_-]+", self.name):
             raise ValueError(f"a suite task's name is made of a–z, 0–9, _ and -; got {self.name!r}")
+        if self.name == "text":
+            raise ValueError("a suite task cannot be called 'text', the name of what evaluation.text gives")
         if self.name not in SUITE_TASKS and self.data is None:
             raise ValueError(f"{self.name!r} is none of {', '.join(SUITE_TASKS)}; give the file of its rows as `data`")
         return self
@@ -142,7 +144,8 @@ class EvaluationConfig(Section):
     no_repeat_ngram_size: int = Field(
         0,
         ge=0,
-        description="No run of so many tokens comes twice in an answer; 0 leaves answers as the model gives them.",
+        description="No run of so many tokens comes twice in prompt and answer, as in `transformers` (6 in the papers' "
+        "code); 0 leaves answers as the model gives them.",
     )
     metrics: list[AnswerMetric] = Field(
         ["exact_match", "rouge_l", "distinct_n", "self_bleu"],

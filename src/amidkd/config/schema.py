@@ -141,9 +141,9 @@ class DataConfig(Section):
     )
     max_length: int = Field(512, gt=1, description="Longest row in tokens, prompt and completion together.")
     max_prompt_length: int | None = Field(None, gt=0, description="Longest prompt in tokens. Default: max_length − 1.")
-    long_prompts: Literal["error", "drop", "keep_end"] = Field(
+    long_prompts: Literal["error", "drop", "keep_end", "keep_start"] = Field(
         "error",
-        description="What to do with a prompt over `max_prompt_length`: stop, drop the row, or keep its end.",
+        description="What to do with a prompt over `max_prompt_length`: stop, drop the row, keep its end or its start.",
     )
     label_fraction: float = Field(
         1.0,

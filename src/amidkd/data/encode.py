@@ -224,13 +224,15 @@ class Encoder:
             return tokens
         if self.config.long_prompts == "drop":
             return None
+        if self.config.long_prompts == "keep_start":
+            return tokens[:limit]
         if self.config.long_prompts == "keep_end":
             # BOS stays: models are lost without it.
             kept = self._prefix if tokens[: len(self._prefix)] == self._prefix and len(self._prefix) < limit else []
             return [*kept, *tokens[len(tokens) - limit + len(kept) :]]
         raise SettingError(
             f"{where}: the prompt has {len(tokens)} tokens, over the limit of {limit} (data.max_prompt_length, or "
-            "data.max_length − 1); raise the limit, or set data.long_prompts to `drop` or `keep_end`"
+            "data.max_length − 1); raise the limit, or set data.long_prompts to `drop`, `keep_end` or `keep_start`"
         )
 
     def _with_prefix(self, tokens: list[int]) -> list[int]:

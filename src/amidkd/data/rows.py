@@ -79,7 +79,12 @@ class Row:
 
 
 def load_rows(
-    source: str | Path, *, split: str = "train", max_rows: int | None = None, keep: Sequence[str] = ()
+    source: str | Path,
+    *,
+    split: str = "train",
+    max_rows: int | None = None,
+    keep: Sequence[str] = (),
+    rename: Mapping[str, str] | None = None,
 ) -> list[Row]:
     """Load rows from a JSONL, JSON or Parquet file, a folder of such files, or a hub data set.
 
@@ -94,6 +99,7 @@ def load_rows(
         split: Split of a hub data set or folder.
         max_rows: Read only the first rows.
         keep: Other columns to keep with each row, such as the tests of an answer that is code.
+        rename: Columns of this source under other names → ours; one that has the name already keeps it.
 
     Raises:
         SettingError: Nothing there, no row, a broken line, columns of other names or types. The message names file
@@ -107,6 +113,8 @@ def load_rows(
     rows: list[Row] = []
     near: Counter[str] = Counter()
     for record in read_records(source, split=split, max_rows=max_rows):
+        if rename:
+            record = _renamed(record, rename)
         row, teacher = _row(record, index=len(rows)), _teacher(record)
         kept = {name: record.values[name] for name in keep if record.values.get(name) is not None}
         rows.append(replace(row, teacher_id=teacher, kept=kept) if kept or teacher is not None else row)
@@ -123,6 +131,11 @@ def load_rows(
             stacklevel=2,
         )
     return rows
+
+
+def _renamed(record: Record, names: Mapping[str, str]) -> Record:
+    taken = {name: names[name] for name in record.values if name in names and names[name] not in record.values}
+    return replace(record, values={taken.get(name, name): value for name, value in record.values.items()})
 
 
 def choose_labels(rows: Sequence[Row], *, fraction: float, seed: int) -> list[Row]:

@@ -2,8 +2,9 @@
 
 from amidkd.evaluation.bootstrap import Bootstrap
 from amidkd.evaluation.display import print_evaluation
+from amidkd.evaluation.entry import Measured, sample_lines, to_record, write_evaluation
 from amidkd.evaluation.metrics import METRICS, Metric
-from amidkd.evaluation.run import evaluate_run, sample_lines, to_record, write_evaluation
+from amidkd.evaluation.run import evaluate_run
 from amidkd.evaluation.scores import StoredScores, read_scores, write_scores
 from amidkd.evaluation.statistics import Estimate, Interval, Scores, StandardError, difference, estimate, stack
 from amidkd.evaluation.suite import ModelResult, estimates_of, evaluate_model, stack_results
@@ -13,6 +14,7 @@ __all__ = [
     "Bootstrap",
     "Estimate",
     "Interval",
+    "Measured",
     "Metric",
     "ModelResult",
     "Scores",
