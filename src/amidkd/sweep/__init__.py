@@ -1,3 +1,5 @@
 """Try settings of a run and compare what comes out (``amidkd sweep``)."""
 
-__all__: list[str] = []
+from amidkd.sweep.run import run_sweep
+
+__all__ = ["run_sweep"]

@@ -13,7 +13,7 @@ from typing import Any
 from amidkd.config import Choices, Range, SweepConfig
 from amidkd.sweep.space import Space, applies, combinations, decoded, encoded, in_order, is_finite, values_of
 
-__all__ = ["propose", "suggest"]
+__all__ = ["decoded_params", "propose", "suggest"]
 
 _ATTEMPTS = 64
 
@@ -27,7 +27,7 @@ def propose(sweep: SweepConfig, trials: Sequence[Any], directions: Sequence[str]
         directions: ``minimize`` or ``maximize``, one for each objective.
     """
     space: Space = sweep.space  # type: ignore[assignment]
-    tried = {_key(_stored(space, trial.params)) for trial in trials}
+    tried = {_key(decoded_params(space, trial.params)) for trial in trials}
     left = None
     if is_finite(space):
         left = [params for params in combinations(space) if _key(params) not in tried]
@@ -108,7 +108,13 @@ def _tidy(entry: Range | Choices, value: Any) -> Any:
     return round(value, 12) if stepped else value
 
 
-def _stored(space: Space, params: Mapping[str, Any]) -> dict[str, Any]:
+def decoded_params(space: Any, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of a trial as the run file has them.
+
+    Args:
+        space: What is varied.
+        params: As the storage holds them.
+    """
     return {key: _tidy(space[key], decoded(space[key], value)) for key, value in params.items() if key in space}
 
 

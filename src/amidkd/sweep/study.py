@@ -105,15 +105,23 @@ class SweepStudy:
             left_behind = self._left_behind()
             if left_behind is not None:
                 return left_behind
-            counted = [trial for trial in self.trials() if self._counts(trial)]
-            self.stopped = self._enough(counted)
-            if self.stopped is not None:
-                return None
-            params = propose(self.sweep, counted, [goal.direction for goal in self.goals])
-            if params is None:
-                self.stopped = "every combination has been tried"
-                return None
-            return self._begin(params)
+            params = self._next()
+            return None if params is None else self._begin(params)
+
+    def look(self) -> None:
+        """Find out whether anything is left to begin, and why not, without beginning it."""
+        with self.alone():
+            self._note_session()
+            self._next()
+
+    def _next(self) -> dict[str, Any] | None:
+        counted = [trial for trial in self.trials() if self._counts(trial)]
+        self.stopped = self._enough(counted)
+        if self.stopped is not None:
+            return None
+        params = propose(self.sweep, counted, [goal.direction for goal in self.goals])
+        self.stopped = "every combination has been tried" if params is None else None
+        return params
 
     def _begin(self, params: dict[str, Any]) -> Claim:
         from amidkd.sweep.space import encoded
@@ -210,12 +218,13 @@ class SweepStudy:
         claim.trial.report(loss if self.goals[0].direction == "minimize" else -loss, step)
         return bool(claim.trial.should_prune())
 
-    def complete(self, claim: Claim, result: Mapping[str, Any]) -> None:
+    def complete(self, claim: Claim, result: Mapping[str, Any], *, elapsed: float = 0.0) -> None:
         """Record what a trial gave.
 
         Args:
             claim: The trial.
             result: See :func:`~amidkd.sweep.trial.run_trial`.
+            elapsed: Seconds that this process had it.
         """
         from math import isfinite
 
@@ -223,30 +232,35 @@ class SweepStudy:
         odd = [goal.metric for goal, value in zip(self.goals, values, strict=True) if not isfinite(value)]
         if odd:
             shown = ", ".join(f"{name} = {result['metrics'].get(name, {}).get('value', 'missing')}" for name in odd)
-            self._end(claim, "FAIL", result=dict(result), error=_error(ValueError(f"no finite objective: {shown}")))
+            error = _error(ValueError(f"no finite objective: {shown}"))
+            self._end(claim, "FAIL", result=dict(result), error=error, elapsed=elapsed)
             return
-        self._end(claim, "COMPLETE", values=values, result=dict(result))
+        self._end(claim, "COMPLETE", values=values, result=dict(result), elapsed=elapsed)
 
-    def prune(self, claim: Claim, outcome: Pruned, so_far: Mapping[str, Any]) -> None:
+    def prune(self, claim: Claim, outcome: Pruned, so_far: Mapping[str, Any], *, elapsed: float = 0.0) -> None:
         """Record that a trial was given up.
 
         Args:
             claim: The trial.
             outcome: When.
             so_far: ``seconds``, ``tokens`` and ``steps`` that it took.
+            elapsed: Seconds that this process had it.
         """
-        self._end(claim, "PRUNED", result={**so_far, "steps": outcome.step})
+        self._end(claim, "PRUNED", result={**so_far, "steps": outcome.step}, elapsed=elapsed)
 
-    def fail(self, claim: Claim, error: BaseException, so_far: Mapping[str, Any] | None = None) -> None:
+    def fail(
+        self, claim: Claim, error: BaseException, so_far: Mapping[str, Any] | None = None, *, elapsed: float = 0.0
+    ) -> None:
         """Record that a trial failed, and the whole traceback in ``error.txt`` of its folder.
 
         Args:
             claim: The trial.
             error: What was raised.
             so_far: ``seconds``, ``tokens`` and ``steps`` that it took.
+            elapsed: Seconds that this process had it.
         """
         write_atomic(claim.folder / "error.txt", "".join(traceback.format_exception(error)))
-        self._end(claim, "FAIL", result=dict(so_far or {}), error=_error(error))
+        self._end(claim, "FAIL", result=dict(so_far or {}), error=_error(error), elapsed=elapsed)
 
     def _end(self, claim: Claim, state: str, *, values: Sequence[float] | None = None, **attributes: Any) -> None:
         import optuna
@@ -289,8 +303,8 @@ def _deaths(folder: Path) -> int:
         for name in ("checkpoint-*", "student")
         for path in folder.glob(f"seed-*/{name}")
     )
-    before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"deaths": 0, "got": None}
-    deaths = before["deaths"] + 1 if before["got"] in (None, got) else 1
+    before: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    deaths = 1 + (before["deaths"] if before.get("got") == got else 0)
     write_json(file, {"deaths": deaths, "got": got})
     return deaths
 
