@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from amidkd.citations import citations_of
-from amidkd.config import RunConfig, load
+from amidkd.config import load
 from amidkd.evaluation.metrics import METRICS
 from amidkd.report.figures import Figure
 from amidkd.report.page import render
@@ -91,7 +91,7 @@ def write_sweep_report(folder: Path) -> Path:
         trials=trial_table(sweep, standings, _objectives(sweep)),
         everything=trial_table(sweep, (), names),
         failures=failures_of(sweep),
-        effort=[*effort_of(sweep), *_limits(config)],
+        effort=effort_of(sweep),
         metrics=[metric_called(name) for name in main],
         configuration=(folder / "run.yaml").read_text(encoding="utf-8") if config is not None else None,
         citations=citations_of(config) if config is not None else [],
@@ -256,18 +256,6 @@ def _best_files(sweep: Sweep) -> list[dict[str, str]]:
         for number, name in names.items()
         if (sweep.folder / name).is_file()
     ]
-
-
-def _limits(config: RunConfig | None) -> list[tuple[str, str]]:
-    sweep = config.sweep if config is not None else None
-    if sweep is None:
-        return []
-    limits = [
-        f"{value:,} {what}" if what != "hours" else f"{value:g} hours"
-        for what, value in (("trials", sweep.trials), ("hours", sweep.hours), ("tokens", sweep.tokens))
-        if value is not None
-    ]
-    return [("budget", ", ".join(limits))] if limits else []
 
 
 def _standing_json(found: Standing) -> dict[str, Any]:

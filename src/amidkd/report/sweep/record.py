@@ -142,7 +142,9 @@ def read_sweep(folder: Path) -> Sweep:
             seeds=tuple(entry.get("seeds") or ()),
             trials=tuple(_trial(folder, each) for each in entry["trials"]),
             best=tuple(entry.get("best") or ()),
-            facts={key: entry.get(key) for key in ("sampler", "pruner", "stopped", "started", "updated")},
+            facts={
+                key: entry.get(key) for key in ("sampler", "pruner", "budget", "hours", "stopped", "started", "updated")
+            },
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SettingError(f"{path} is not what amidkd sweep writes ({type(error).__name__}: {error})") from None

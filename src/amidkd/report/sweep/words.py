@@ -1,11 +1,10 @@
 """What a sweep says, in sentences: what was tried, what to use, and what the noise leaves open."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from amidkd.evaluation.display import show
 from amidkd.evaluation.metrics import Metric
-from amidkd.report.sweep.figures import front_of
 from amidkd.report.sweep.noise import Standing
 from amidkd.report.sweep.record import Sweep, Trial, is_number, key_text, metric_called, value_text
 from amidkd.report.words import count, duration
@@ -170,32 +169,22 @@ def effort_of(sweep: Sweep) -> list[tuple[str, str]]:
     seconds, tokens, steps = (
         math.fsum(getattr(trial, name) for trial in sweep.trials) for name in ("seconds", "tokens", "steps")
     )
-    facts = [("trials", f"{len(sweep.trials)}")]
+    facts = [("trials", str(len(sweep.trials)))]
+    if sweep.facts.get("hours"):
+        facts.append(("time, all sessions", duration(3600 * sweep.facts["hours"])))
     if seconds:
-        facts.append(("time of all trials", duration(seconds)))
+        facts.append(("training time of all trials", duration(seconds)))
     if tokens:
         facts.append(("supervised tokens", count(tokens)))
     if steps:
         facts.append(("steps", f"{steps:,.0f}"))
-    for key, label in (("sampler", "sampler"), ("pruner", "pruner"), ("started", "started"), ("updated", "updated")):
-        value = sweep.facts.get(key)
-        if value:
-            facts.append((label, value_text(value)))
-    if sweep.facts.get("stopped"):
-        facts.append(("stopped", str(sweep.facts["stopped"])))
+    limits = {name: value for name, value in (sweep.facts.get("budget") or {}).items() if value is not None}
+    if limits:
+        facts.append(("budget", ", ".join(f"{value:,} {name}" for name, value in limits.items())))
+    for name in ("sampler", "pruner"):
+        entry = sweep.facts.get(name)
+        facts.append((name, str(entry["kind"] if isinstance(entry, Mapping) else entry)))
+    for name, label in (("started", "started"), ("updated", "last change"), ("stopped", "stopped by")):
+        if sweep.facts.get(name):
+            facts.append((label, str(sweep.facts[name])))
     return facts
-
-
-def front_sentence(trials: Sequence[Trial], sweep: Sweep, first: Metric, second: Metric) -> str:
-    """What the front of two metrics says about its ends.
-
-    Args:
-        trials: Trials that have both.
-        sweep: The sweep.
-        first, second: The metrics.
-    """
-    front = front_of(trials, first, second)
-    if len(front) == 1:
-        return f"{params_text(sweep, front[0])} is the best in both."
-    ends = [(front[0], first), (front[-1], second)]
-    return "; ".join(f"{params_text(sweep, trial)} is the best in {metric.label}" for trial, metric in ends) + "."
