@@ -55,12 +55,15 @@ class Server:
         section: The run file's section, for messages; its settings are ``url`` and ``token_variable``.
         token_variable: Environment variable that holds the bearer token, or None.
         timeout: Seconds to wait for an answer.
+        setting: What the section calls ``token_variable``.
 
     Raises:
         SettingError: The address is none; the token's variable is not set.
     """
 
-    def __init__(self, url: str, *, section: str, token_variable: str | None, timeout: float) -> None:
+    def __init__(
+        self, url: str, *, section: str, token_variable: str | None, timeout: float, setting: str = "token_variable"
+    ) -> None:
         parts = urlsplit(url)
         try:
             port = parts.port
@@ -74,7 +77,7 @@ class Server:
         self.url = url.rstrip("/")
         self._secure, self._host, self._port, self._path = parts.scheme == "https", parts.hostname, port, path
         self._timeout = timeout
-        self._authorization = _authorization(token_variable, section)
+        self._authorization = _authorization(token_variable, f"{section}.{setting}")
 
     def send(
         self, method: str, path: str, body: bytes | None = None, *, kind: str = "application/json"
@@ -148,14 +151,14 @@ def persist(
     raise failure
 
 
-def _authorization(variable: str | None, section: str) -> dict[str, str]:
+def _authorization(variable: str | None, setting: str) -> dict[str, str]:
     if variable is None:
         return {}
     token = os.environ.get(variable, "").strip()
     if not token:
-        raise SettingError(f"{section}.token_variable: the environment has no variable {variable}; set it to the token")
+        raise SettingError(f"{setting}: the environment has no variable {variable}; set it to the token")
     if not (token.isascii() and token.isprintable()):
-        raise SettingError(f"{section}.token_variable: {variable} holds what no header can carry; set it to the token")
+        raise SettingError(f"{setting}: {variable} holds what no header can carry; set it to the token")
     return {"Authorization": f"Bearer {token}"}
 
 

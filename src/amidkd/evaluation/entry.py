@@ -41,6 +41,7 @@ def write_evaluation(
     file: str,
     models: Mapping[str, tuple[str, Any]],
     beside: Mapping[str, Measured] | None = None,
+    extras: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write ``results.evaluation`` of the record, ``samples.jsonl`` and ``scores.npz``.
 
@@ -52,6 +53,7 @@ def write_evaluation(
         file: Where the rows came from.
         models: Folder or hub name and model of ``student`` and ``teacher``.
         beside: Results on other rows: plain text under ``text``, and tasks of the suite under their names.
+        extras: Further entries, such as ``speed``.
 
     Returns:
         The entry written to the record.
@@ -62,6 +64,7 @@ def write_evaluation(
         "settings": {**config.evaluation.model_dump(mode="json"), "max_new_tokens": _longest(config)},
         "evaluated": now(),
         **_of_rows(sets[MAIN], bootstrap),
+        **(extras or {}),
     }
     for side, (source, model) in models.items():
         if side in entry:

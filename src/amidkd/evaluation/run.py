@@ -7,6 +7,7 @@ from typing import Any
 from amidkd.config import RunConfig
 from amidkd.data import Encoder
 from amidkd.evaluation.entry import Measured, write_evaluation
+from amidkd.evaluation.extras import Extras
 from amidkd.evaluation.forced import signal_of
 from amidkd.evaluation.loading import Pair, load_pair, source_of
 from amidkd.evaluation.plain_text import measure_text
@@ -42,13 +43,15 @@ def evaluate_run(config: RunConfig, folder: RunFolder, *, student: str | Path | 
     """
     source = source_of(config, folder, student)
     sets = row_sets(config)
+    extras = Extras.ready(config, folder, sets)
     pair = load_pair(config, source)
     models = [model for _, model in pair.models.values()]
     check_context(sets, models)
     found = {rows.name: _both(config, rows, pair, models) for rows in sets}
+    found, entries = extras.measure(found, pair)
     main = found.pop(MAIN)
     entry = write_evaluation(
-        config, folder, main.student, main.teacher, file=main.file, models=pair.models, beside=found
+        config, folder, main.student, main.teacher, file=main.file, models=pair.models, beside=found, extras=entries
     )
     _write_tokens(config, folder, pair, main.student)
     return entry
