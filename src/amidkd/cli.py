@@ -210,6 +210,9 @@ def _eval(options: argparse.Namespace) -> int:
     folder = RunFolder(Path(config.output.folder))
     print_evaluation(evaluate_run(config, folder))
     print(f"Written to {folder.record_file} and {folder.samples_file}")
+    from amidkd.report.card import refresh_card
+
+    refresh_card(folder)
     return 0
 
 

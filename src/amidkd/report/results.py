@@ -77,12 +77,13 @@ def _note(data: Mapping[str, Any], settings: Mapping[str, Any], estimates: Mappi
     if "difference" in estimates:
         parts.append("The difference is student − teacher, its errors paired by prompt.")
     parts.append(f"Rows: {Path(data['file']).name}.")
-    if "sampling_seeds" in settings:
+    names = {name for side in estimates.values() for name in side}
+    if "sampling_seeds" in settings and any("sample" in name for name in names):
         seeds = ", ".join(map(str, settings["sampling_seeds"]))
         parts.append(f"Sampled answers: temperature {settings['temperature']:g}, seeds {seeds}.")
     if settings.get("no_repeat_ngram_size"):
         parts.append(f"No run of {settings['no_repeat_ngram_size']} tokens comes twice in an answer.")
-    if "max_new_tokens" in settings:
+    if "max_new_tokens" in settings and any(METRICS[name].group == "answers" for name in names if name in METRICS):
         parts.append(f"Longest answer: {settings['max_new_tokens']} tokens.")
     return " ".join(parts)
 

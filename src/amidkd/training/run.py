@@ -23,7 +23,6 @@ from amidkd.models import make_student, save_student, vocabulary_size
 from amidkd.record import RunFolder, commit_of, now, this_process, versions, write_atomic
 from amidkd.training.answering import given_folder, student_writes, text_examples
 from amidkd.training.arguments import steps_of, training_arguments
-from amidkd.training.card import write_card
 from amidkd.training.chain import run_stages
 from amidkd.training.checkpoint import chosen_checkpoint, keep_newest
 from amidkd.training.context import Run, answering_of, begin, load_teacher
@@ -371,5 +370,8 @@ def _close(run: Run, student: Any, result: StageResult) -> None:
             from amidkd.evaluation import evaluate_run
 
             evaluate_run(config, run.folder)
+        # Loads templates and the like, which training itself has no need of.
+        from amidkd.report.card import write_card
+
         write_card(config, run.folder, run.whole)
     run.wait()

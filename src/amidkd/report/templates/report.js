@@ -259,10 +259,8 @@ const amidkd = (() => {
   }
   document.addEventListener("keydown", (event) => { if (event.key === "Escape") hideTip(); });
   document.addEventListener("pointerdown", (event) => { if (!shownFor?.contains(event.target)) hideTip(); });
-  document.addEventListener("scroll", () => {
-    if (shownFor && shownFor === document.activeElement) placeTip();
-    else hideTip();
-  }, { passive: true, capture: true });
+  /* A tip goes with its item; where that leaves the pointer, the browser says so. */
+  document.addEventListener("scroll", () => { if (shownFor) placeTip(); }, { passive: true, capture: true });
 
   function enhance(part) {
     const all = (selector) => [...(part.matches?.(selector) ? [part] : []), ...part.querySelectorAll(selector)];

@@ -7,10 +7,15 @@ from typing import Any
 
 import yaml
 
-from amidkd.config import RunConfig, TeacherConfig, members_of, student_origin
+from amidkd.citations import citations_of
+from amidkd.config import RunConfig, TeacherConfig, final_config, load, members_of, student_origin
+from amidkd.evaluation.display import show
+from amidkd.evaluation.metrics import METRICS
+from amidkd.evaluation.statistics import Estimate
 from amidkd.record import RunFolder, write_atomic
+from amidkd.report.words import describe_objective, describe_policy
 
-__all__ = ["write_card"]
+__all__ = ["refresh_card", "write_card"]
 
 
 def write_card(config: RunConfig, folder: RunFolder, whole: RunConfig) -> None:
@@ -40,6 +45,22 @@ def write_card(config: RunConfig, folder: RunFolder, whole: RunConfig) -> None:
         + (f"; commit {record['commit']}" if record.get("commit") else ""),
     ]
     write_atomic(folder.student / "README.md", "\n\n".join(parts) + "\n")
+
+
+def refresh_card(folder: RunFolder) -> Path | None:
+    """Write the card again from the run's own file and record, such as after an evaluation.
+
+    Args:
+        folder: The run.
+
+    Returns:
+        The card; None where the run has no student yet.
+    """
+    if not folder.run_file.is_file() or not folder.student.is_dir():
+        return None
+    whole = load(folder.path)
+    write_card(final_config(whole), folder, whole)
+    return folder.student / "README.md"
 
 
 def _head(config: RunConfig, name: str, record: Mapping[str, Any]) -> str:
@@ -73,8 +94,6 @@ def _evaluations(record: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, 
 
 
 def _index_entry(title: str, entry: Mapping[str, Any]) -> dict[str, Any]:
-    from amidkd.evaluation.metrics import METRICS
-
     source = str(entry["data"]["file"])
     found = entry["student"]["metrics"]
     return {
@@ -103,9 +122,6 @@ def _what(config: RunConfig, record: Mapping[str, Any]) -> str:
 
 
 def _facts(config: RunConfig, record: Mapping[str, Any]) -> list[tuple[str, str]]:
-    # Loads the drawing library, which training itself has no need of.
-    from amidkd.report.words import describe_objective, describe_policy
-
     facts = []
     if config.student.kind == "pretrained":
         facts.append(("started from", f"`{_name(config.student.model)}`"))
@@ -140,10 +156,6 @@ def _results(record: Mapping[str, Any]) -> list[str]:
 
 
 def _rows(entry: Mapping[str, Any], sides: list[str]) -> list[str]:
-    from amidkd.evaluation.display import show
-    from amidkd.evaluation.metrics import METRICS
-    from amidkd.evaluation.statistics import Estimate
-
     def cell(side: str, name: str) -> str:
         found = entry[side]["metrics"].get(name)
         if found is None:
@@ -167,8 +179,6 @@ def _use(config: RunConfig) -> str:
 
 
 def _citations(config: RunConfig, record: Mapping[str, Any]) -> list[str]:
-    from amidkd.citations import citations_of
-
     works = citations_of(config) if record.get("verb") == "distill" else []
     entries = "\n\n".join(work.bibtex for work in works)
     return ["## Citation", f"```bibtex\n{entries}\n```"] if works else []
