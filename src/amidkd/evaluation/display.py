@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from amidkd.evaluation.metrics import METRICS, Metric
+from amidkd.evaluation.extra_lines import extra_lines
+from amidkd.evaluation.metrics import GROUPS, METRICS, Metric
 from amidkd.evaluation.statistics import Estimate
 
 __all__ = ["Shown", "ShownError", "print_evaluation", "show"]
@@ -69,32 +70,76 @@ def _fixed(value: float, decimals: int) -> str:
 
 
 def print_evaluation(evaluation: Mapping[str, Any]) -> None:
-    """Print an evaluation as a table on standard output.
+    """Print an evaluation as tables on standard output: the held-out rows, then the tasks of the suite.
 
     Args:
         evaluation: What :func:`amidkd.evaluation.evaluate_run` returned, or ``results.evaluation`` of a record.
     """
-    from rich.box import SIMPLE_HEAD
     from rich.console import Console
-    from rich.table import Table
 
-    sides = [side for side in ("student", "teacher", "difference") if evaluation.get(side)]
-    metrics = {side: evaluation[side]["metrics"] for side in sides}
+    console = Console()
+    console.print(_table(evaluation))
+    suite = evaluation.get("suite") or {}
+    if suite:
+        console.print(_suite_table(suite))
+    # A file or a pipe has no width to respect.
+    level = evaluation.get("settings", {}).get("confidence", 0.95)
+    console.print(_LEGEND.format(level=f"{100 * level:g} %"), markup=False, soft_wrap=True)
+    for name, entry in {"": evaluation, **suite}.items():
+        for line in entry.get("missing", []):
+            where = f" ({name})" if name else ""
+            console.print(f"Not measured{where}: {line}", markup=False, soft_wrap=True)
+
+
+def _sides(evaluation: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    return {side: evaluation[side]["metrics"] for side in ("student", "teacher", "difference") if evaluation.get(side)}
+
+
+def _table(evaluation: Mapping[str, Any]) -> Any:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    sides = _sides(evaluation)
+    measured = [metric for name, metric in METRICS.items() if any(name in metrics for metrics in sides.values())]
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column(f"{evaluation['data']['rows']} rows", no_wrap=True)
     for side in sides:
         table.add_column(side, justify="right")
-    for name, metric in METRICS.items():
-        if any(name in metrics[side] for side in sides):
-            cells = [_cell(metrics[side].get(name), metric, sign=side == "difference") for side in sides]
-            table.add_row(metric.label, *cells)
-    console = Console()
-    console.print(table)
-    # A file or a pipe has no width to respect.
-    level = evaluation.get("settings", {}).get("confidence", 0.95)
-    console.print(_LEGEND.format(level=f"{100 * level:g} %"), markup=False, soft_wrap=True)
-    for line in evaluation.get("missing", []):
-        console.print(f"Not measured: {line}", markup=False, soft_wrap=True)
+    groups = [(group, [metric for metric in measured if metric.group == group]) for group in GROUPS]
+    groups = [(group, metrics) for group, metrics in groups if metrics]
+    for group, metrics in groups:
+        if len(groups) > 1:
+            table.add_row(Text(GROUPS[group], style="bold"))
+        for metric in metrics:
+            table.add_row(metric.label, *_cells(sides, metric))
+    return table
+
+
+def _suite_table(suite: Mapping[str, Mapping[str, Any]]) -> Any:
+    """What sampled answers are worth, task by task; the record has the rest."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    every = {name: _sides(entry) for name, entry in suite.items()}
+    sides = list(dict.fromkeys(side for found in every.values() for side in found))
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for title in ("suite", "rows", "sampled answers"):
+        table.add_column(title, no_wrap=True)
+    for side in sides:
+        table.add_column(side, justify="right")
+    for name, found in every.items():
+        title, rows = name, str(suite[name]["data"]["rows"])
+        for metric in METRICS.values():
+            told = metric.group == "answers" and metric.name.endswith("_sampled") and metric.better is not None
+            if told and any(metric.name in metrics for metrics in found.values()):
+                table.add_row(title, rows, metric.label.removesuffix(", sampled"), *_cells(found, metric))
+                title, rows = "", ""
+    return table
+
+
+def _cells(sides: Mapping[str, Mapping[str, Any]], metric: Metric) -> list[str]:
+    return [_cell(metrics.get(metric.name), metric, sign=side == "difference") for side, metrics in sides.items()]
 
 
 _MARKS = {"prompts": "p", "sampling seeds": "s", "training seeds": "t"}

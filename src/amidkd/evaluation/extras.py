@@ -166,7 +166,8 @@ class _Work:
         held = self.found[name]
         if scores is not None:
             result: ModelResult = getattr(held, side)
-            held = replace(held, **{side: replace(result, scores={**result.scores, **scores})})
+            changed = replace(result, scores={**result.scores, **scores})
+            held = replace(held, student=changed) if side == "student" else replace(held, teacher=changed)
         if gap is not None:
             held = replace(held, student=replace(held.student, missing=(*held.student.missing, gap)))
         self.found[name] = held
