@@ -101,7 +101,7 @@ class Progress:
 
     def _left(self, found: Found) -> str:
         left = remaining(found, self._workers)
-        return "" if left is None else f", about {duration(left)} left"
+        return f", about {duration(left)} left" if left else ""
 
     # A terminal
 
@@ -128,7 +128,7 @@ def counts_line(found: Found) -> str:
     states = [trial["state"] for trial in found["trials"]]
     over = sum(state != "running" for state in states)
     total = found.get("expected_trials")
-    parts = [f"{over} of {total} trials over" if total else f"{over} trials over"]
+    parts = [f"{over} of {total} trials done" if total else f"{over} trials done"]
     parts += [f"{states.count(state)} {state}" for state in ("running", "pruned", "failed") if state in states]
     return ", ".join(parts)
 
@@ -233,7 +233,7 @@ def _short(value: Any) -> str:
 def _event(trial: Mapping[str, Any], found: Found, before: str | None) -> str:
     name, state = f"Trial {trial['number']}", trial["state"]
     if state == "running":
-        return f"{name} {'goes on' if trial['runs'] else 'begins'}: {_settings(trial)}"
+        return f"{name} {'goes on' if trial['resumed'] else 'begins'}: {_settings(trial)}"
     took = f", {duration(trial['elapsed'])}" if trial.get("elapsed") else ""
     if state == "complete":
         values = ", ".join(value_shown(trial, goal["metric"]) for goal in found["objective"])

@@ -222,7 +222,8 @@ def _remote(
             outcome = {"full": [error.errno, error.strerror]}
         else:
             text = "".join(traceback.format_exception(error))
-            outcome = {"error": {"type": type(error).__name__, "message": str(error), "traceback": text}}
+            kind = {"type": type(error).__name__, "module": type(error).__module__}
+            outcome = {"error": {**kind, "message": str(error), "traceback": text}}
     tune.report({"outcome": json.dumps(outcome)})
 
 
@@ -235,7 +236,7 @@ class _RemoteTraceback(Exception):  # noqa: N818 - stands for another's tracebac
 
 def _rebuilt(entry: Mapping[str, str]) -> Exception:
     """An error of a worker, by its type's name, as this process can record it."""
-    error: Exception = type(entry["type"], (Exception,), {})(entry["message"])
+    error: Exception = type(entry["type"], (Exception,), {"__module__": entry["module"]})(entry["message"])
     error.__cause__ = _RemoteTraceback(entry["traceback"])
     return error
 
@@ -246,6 +247,8 @@ def _cluster(settings: RayConfig) -> Iterator[dict[str, float]]:
     # Said by no one: where the cluster is, what runs on it.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    # The sweep has a table of its own.
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     # An interrupt is for the sweep to handle.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     import ray

@@ -96,5 +96,5 @@ def _heading(sweep: Sweep, trial: Trial, path: Path) -> str:
         errors = "".join(f" ± {error.value:.3g} over {error.n} {error.over}" for error in found.errors)
         lines.append(f"{objective.metric}: {found.value:.6g}{errors}; {objective.direction}d.")
     lines.append(describe_sweep(sweep.folder))
-    lines.append(f"Train with it: amidkd distill {path.name}. The trial's own runs are in {trial.folder.name}.")
+    lines.append(f"Train with it: amidkd distill {path.name}. The trial's own runs are in trials/{trial.folder.name}.")
     return "".join(f"# {line}\n" for line in lines)

@@ -66,14 +66,14 @@ def run_sweep(config: RunConfig) -> int:
     _check_pruner(config)
     study = SweepStudy(config, goals, time.time())
     write_atomic(RunFolder(folder).run_file, dump_yaml(config))
-    shared = share(config)
     try:
-        _try_all(study, tree, shared)
+        if study.look():
+            _try_all(study, tree, share(config))
     except KeyboardInterrupt:
         found = write_snapshot(study)
         _say(f"Interrupted: {counts_line(found)}. To go on: amidkd sweep {_shown(folder)}")
         return 130
-    return _finish(study, shared)
+    return _finish(study)
 
 
 def _as_worker(config: RunConfig, session: float) -> int:
@@ -87,7 +87,11 @@ def _as_worker(config: RunConfig, session: float) -> int:
 
 def _try_all(study: SweepStudy, tree: Mapping[str, Any], shared: Shared) -> None:
     sweep, folder = study.sweep, study.folder
-    write_snapshot(study)
+    found = write_snapshot(study)
+    number = "trials" if found["expected_trials"] is None else f"{found['expected_trials']} trials"
+    _say(f"{study.optuna.study_name}: {number}, {sweep.sampler.kind}, over {', '.join(sweep.space)}")  # type: ignore[arg-type]
+    where = _shown(folder)
+    _say(f"What they say goes to {where}/{_LOG}. Stop at any time; amidkd sweep {where} goes on.")
     if sweep.ray is not None:
         from amidkd.sweep.ray import work_on_ray
 
@@ -109,7 +113,7 @@ def _into_log(folder: Path) -> Iterator[None]:
         yield
 
 
-def _finish(study: SweepStudy, shared: Shared) -> int:
+def _finish(study: SweepStudy) -> int:
     from amidkd.sweep.results import write_results
 
     study.look()
@@ -119,12 +123,16 @@ def _finish(study: SweepStudy, shared: Shared) -> int:
     if not found["best"]:
         _say(f"No trial is complete, so there is nothing to compare. What the trials said: {study.folder / _LOG}")
         return 1
-    results = write_results(study.config, shared)
+    results = write_results(study.config, read_shared(study.folder))
     _say(results.sentence)
-    for path in results.best:
-        _say(f"Best:   {path}")
     _say(f"Report: {results.page}")
-    _say(f"Next:   amidkd distill {_shown(results.best[0])}")
+    for path in results.best:
+        _say(f"Best:   amidkd distill {_shown(path)}    trains with these settings in a folder of its own")
+    for trial in (trial for trial in found["trials"] if trial["number"] in found["best"]):
+        for run in trial["runs"]:
+            student = RunFolder(study.folder / run["folder"]).student
+            if student.is_dir():
+                _say(f"        {_shown(student)}    is the student of trial {trial['number']}, seed {run['seed']}")
     return 1 if study.failed_alike else 0
 
 

@@ -112,6 +112,7 @@ def _trial(study: SweepStudy, trial: Any) -> dict[str, Any]:
         "tokens": result.get("tokens", 0),
         "steps": result.get("steps", 0),
         "elapsed": attributes.get("elapsed"),
+        "resumed": attributes.get("resumed", 0),
         "error": None if error is None else _told(error),
         "runs": result.get("runs") or _runs(study, folder),
         "validation": _losses(study.goals, trial),

@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import os
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -102,7 +103,7 @@ def _in_file(path: Path, name: str, directions: Sequence[str], pruner: Any) -> A
         raise SettingError(f"sweep.storage: {path} is a folder; name a file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        backend = JournalFileBackend(str(path), lock_obj=_journal_lock(path))
+        backend = JournalFileBackend(str(path), lock_obj=_JournalLock(path))
         return optuna.create_study(
             storage=JournalStorage(backend),
             study_name=name,
@@ -122,35 +123,34 @@ def _in_file(path: Path, name: str, directions: Sequence[str], pruner: Any) -> A
         ) from None
 
 
-def _journal_lock(path: Path) -> Any:
-    from optuna.storages.journal import BaseJournalFileLock
+class _JournalLock:
+    """The lock of a journal, with the two methods of Optuna's own.
 
-    class JournalLock(BaseJournalFileLock):
-        """The system lets go of it when a process is killed, so that it is never stale."""
+    Those leave a file behind when a process is killed, which others wait for; here the system lets go.
+    """
 
-        held: Lock | None = None
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._held: Lock | None = None
 
-        def acquire(self) -> bool:
-            import time
+    def acquire(self) -> bool:
+        file = self._path.with_name(f"{self._path.name}.lock")
+        began = time.monotonic()
+        while (lock := try_lock(file)) is None:
+            if time.monotonic() - began > _PATIENCE:
+                raise SettingError(
+                    f"sweep.storage: {self._path} has been locked by another process for {_PATIENCE:.0f} s. End that "
+                    f"process (lsof {file} names it), or name another storage"
+                )
+            time.sleep(0.005)
+        self._held = lock
+        _cut_torn_line(self._path)
+        return True
 
-            began = time.monotonic()
-            while (lock := try_lock(path.with_name(f"{path.name}.lock"))) is None:
-                if time.monotonic() - began > _PATIENCE:
-                    raise SettingError(
-                        f"sweep.storage: {path} has been locked by another process for {_PATIENCE:.0f} s "
-                        f"({path.name}.lock). End that process (lsof {path}.lock names it) or name another storage"
-                    )
-                time.sleep(0.005)
-            self.held = lock
-            _cut_torn_line(path)
-            return True
-
-        def release(self) -> None:
-            if self.held is not None:
-                self.held.release()
-                self.held = None
-
-    return JournalLock()
+    def release(self) -> None:
+        if self._held is not None:
+            self._held.release()
+            self._held = None
 
 
 def _cut_torn_line(path: Path) -> None:

@@ -108,11 +108,12 @@ class SweepStudy:
             params = self._next()
             return None if params is None else self._begin(params)
 
-    def look(self) -> None:
-        """Find out whether anything is left to begin, and why not, without beginning it."""
+    def look(self) -> bool:
+        """Whether anything is left for this process, without beginning it; where nothing is, ``stopped`` says why."""
         with self.alone():
             self._note_session()
-            self._next()
+            more = self._next() is not None
+            return more or any(self._is_left_behind(trial) for trial in self.trials())
 
     def _next(self) -> dict[str, Any] | None:
         counted = [trial for trial in self.trials() if self._counts(trial)]
@@ -141,19 +142,27 @@ class SweepStudy:
         import optuna
 
         for frozen in self.trials():
-            if frozen.state != optuna.trial.TrialState.RUNNING or not self._is_here(frozen):
-                continue
             folder = trial_folder(self.folder, frozen.number)
-            lock = try_lock(folder / "lock")
+            lock = try_lock(folder / "lock") if self._is_left_behind(frozen) else None
             if lock is None:
                 continue
             trial = optuna.trial.Trial(self.optuna, frozen._trial_id)
             claim = Claim(trial, suggest(trial, self.sweep.space), folder, lock, resumed=True)  # type: ignore[arg-type]
             if _deaths(folder) < _DEATHS:
+                trial.set_user_attr("resumed", frozen.user_attrs.get("resumed", 0) + 1)
                 write_json(folder / "trial.json", {"number": trial.number, "params": claim.params})
                 return claim
             self.fail(claim, RuntimeError(f"its process died {_DEATHS} times at one place (killed, or out of memory)"))
         return None
+
+    def _is_left_behind(self, trial: Any) -> bool:
+        """Whether a trial is under way, as the storage has it, and no process of this machine runs it."""
+        if trial.state.name != "RUNNING" or not self._is_here(trial):
+            return False
+        lock = try_lock(trial_folder(self.folder, trial.number) / "lock")
+        if lock is not None:
+            lock.release()
+        return lock is not None
 
     def _is_here(self, trial: Any) -> bool:
         """Whether a trial's folder and lock are on this machine, not on another that shares the database."""

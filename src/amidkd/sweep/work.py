@@ -2,9 +2,10 @@
 
 import errno
 import gc
+import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from amidkd.record import RunFolder, read_json_lines
@@ -14,9 +15,8 @@ from amidkd.sweep.trial import Pruned, Shared, run_trial, seed_folder
 
 __all__ = ["run_claimed", "so_far", "tidy", "work"]
 
+_log = logging.getLogger("amidkd")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-
-Run = Callable[..., dict[str, Any]]
 
 
 def work(study: SweepStudy, tree: Mapping[str, Any], shared: Shared) -> None:
@@ -53,6 +53,8 @@ def run_claimed(study: SweepStudy, claim: Claim, tree: Mapping[str, Any], shared
         OSError: The disk is full.
     """
     began = time.monotonic()
+    shown = ", ".join(f"{key} = {value}" for key, value in claim.params.items())
+    _log.info("Trial %d%s: %s", claim.number, " goes on" if claim.resumed else "", shown)
 
     def elapsed() -> float:
         return round(time.monotonic() - began, 3)
