@@ -82,7 +82,7 @@ def program_of(row: Row, answer: str, config: CodeConfig) -> str:
     tests = _tests(row, config.tests)
     entry_point = row.kept.get(config.entry_point)
     code = code_of(answer, entry_point)
-    if entry_point and not _defines(code, entry_point):
+    if entry_point and (code[:1].isspace() or not _defines(code, entry_point)):
         # The answer goes on from the prompt, which has the function's first lines.
         code = (row.prompt or "") + _LEFT.split(code, maxsplit=1)[0]
     call = f"\ncheck({entry_point})" if entry_point and re.search(r"^def check\(", tests, re.MULTILINE) else ""
