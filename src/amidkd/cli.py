@@ -217,10 +217,29 @@ def _eval(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    config = _config(options)
-    from amidkd.report import write_report
+    if options.compare:
+        return _comparison(options)
+    if options.source is None:
+        raise SettingError("report: name the folder of a run or a sweep, or several runs after --compare")
+    folder = Path(options.source)
+    if not (folder / "sweep.json").is_file():
+        config = _config(options)
+        # A folder that was moved is where it is, whatever its run file says.
+        if not folder.is_dir() or options.overrides:
+            folder = Path(config.output.folder)
+    from amidkd.report import report_on
 
-    print(f"Report: {write_report(RunFolder(Path(config.output.folder)))}")
+    print(f"Report: {report_on(folder, options.format)}")
+    return 0
+
+
+def _comparison(options: argparse.Namespace) -> int:
+    paths = [Path(word) for word in ([options.source] if options.source else []) + options.compare]
+    from amidkd.report import compared, print_compared, write_compared
+
+    found = compared(paths)
+    print_compared(found)
+    print(f"Report: {write_compared(found, options.format)}")
     return 0
 
 

@@ -30,19 +30,31 @@ Several students on the same prompts::
         citations=citations_of(config),
         command="amidkd demo",
     )
+
+Runs that were made apart, from their folders::
+
+    compare_runs([Path("runs/a"), Path("runs/b")])    # -> runs/comparison.html
 """
 
+from amidkd.report.compare import Compared, compared, print_compared
 from amidkd.report.comparison import ComparisonRow, write_comparison
 from amidkd.report.curves import lines_of_run
+from amidkd.report.formats import compare_runs, report_on, write_compared
 from amidkd.report.run import write_report
 from amidkd.report.sweep import is_sweep, summary_of_sweep, sweep_of_run, write_sweep_report
 
 __all__ = [
+    "Compared",
     "ComparisonRow",
+    "compare_runs",
+    "compared",
     "is_sweep",
     "lines_of_run",
+    "print_compared",
+    "report_on",
     "summary_of_sweep",
     "sweep_of_run",
+    "write_compared",
     "write_comparison",
     "write_report",
     "write_sweep_report",

@@ -6,17 +6,21 @@ from pathlib import Path
 from typing import Any
 
 from amidkd.citations import Citation
+from amidkd.evaluation.compare import metric_of
 from amidkd.evaluation.display import show
-from amidkd.evaluation.metrics import METRICS, Metric
+from amidkd.evaluation.metrics import Metric
 from amidkd.evaluation.statistics import Estimate
 from amidkd.report.costs import cost_table, versions_of
 from amidkd.report.curves import curves_of_runs, note_on
 from amidkd.report.figures import Figure, interval_figure
 from amidkd.report.page import Grid, GridRow, Head, render, sample_view
+from amidkd.report.results import unit_of
 
 __all__ = ["ComparisonRow", "write_comparison"]
 
 _AXIS = {"share": "per cent", "nats": "nats a token", "tokens": "tokens", "score": "0 to 100", "": ""}
+_IN_COLUMNS = 6
+"""So many models at most stand in columns, with the metrics in rows; more stand in rows, which can be sorted."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,9 @@ def write_comparison(
     samples: Sequence[Mapping[str, Any]] = (),
     citations: Sequence[Citation] = (),
     command: str = "",
+    warnings: Sequence[str] = (),
+    pairs: Sequence[Mapping[str, Any]] = (),
+    spreads: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write one self-contained page that compares several models on the same prompts.
 
@@ -64,6 +71,9 @@ def write_comparison(
         samples: Mappings with ``prompt``, ``references`` and ``answers`` (text by model).
         citations: Works to cite.
         command: What makes the page again.
+        warnings: What a reader must know first, such as what was left out.
+        pairs: Models against the first one, as :mod:`amidkd.report.compare` makes them.
+        spreads: ``heads`` and ``rows`` of a table of how far repetitions are apart.
 
     Returns:
         The path.
@@ -71,21 +81,27 @@ def write_comparison(
     Raises:
         ValueError: A column is no metric, or there is no row.
     """
-    unknown = [name for name in columns if name not in METRICS]
+    metrics = {name: metric for name in columns if (metric := metric_of(name)) is not None}
+    unknown = [name for name in columns if name not in metrics]
     if unknown or not rows:
         raise ValueError(f"a comparison needs rows and known metrics; unknown: {unknown or 'none'}, rows: {len(rows)}")
     records, curves = records or {}, curves or {}
-    grid = Grid("", tuple(_head(METRICS[name]) for name in columns), tuple(_row(row, columns) for row in rows))
+    grid = Grid("", tuple(map(_head, metrics.values())), tuple(_row(row, metrics) for row in rows))
+    turned = len(rows) <= _IN_COLUMNS and len(rows) < len(columns)
     return render(
         path,
         "comparison.html.j2",
         title=title,
         sentence=sentence,
-        # Long names belong on the longer side: few models stand in columns, many in rows.
-        grid=grid.turned() if len(rows) < len(columns) else grid,
-        columns=[METRICS[name] for name in columns],
+        grid=grid.turned() if turned else grid,
+        sortable=not turned and len(rows) > _IN_COLUMNS,
+        # A task of the suite means the same as its metric does elsewhere.
+        columns=list({metric.meaning: metric for metric in metrics.values()}.values()),
         notes=list(notes),
-        intervals=[_picture(METRICS[name], rows) for name in pictures if name in columns],
+        warnings=list(warnings),
+        pairs=list(pairs),
+        spreads=spreads,
+        intervals=[_picture(metrics[name], rows) for name in pictures if name in metrics],
         stages=cost_table(records),
         figures=curves_of_runs(curves),
         curve_note=note_on(list(curves.values())),
@@ -98,19 +114,14 @@ def write_comparison(
 
 
 def _head(metric: Metric) -> Head:
-    unit = "nats a token" if metric.unit == "nats" else ("tokens" if metric.unit == "tokens" else "")
-    better = f"{metric.better} is better" if metric.better else ""
-    return Head(metric.label, ", ".join(filter(None, (unit, better))))
+    return Head(metric.label, unit_of(metric))
 
 
-def _row(row: ComparisonRow, columns: Sequence[str]) -> GridRow:
-    cells = (row.metrics.get(name) for name in columns)
+def _row(row: ComparisonRow, metrics: Mapping[str, Metric]) -> GridRow:
+    cells = ((row.metrics.get(name), metric) for name, metric in metrics.items())
     return GridRow(
         Head(row.name, row.detail),
-        tuple(
-            show(estimate, METRICS[name]) if estimate is not None else None
-            for name, estimate in zip(columns, cells, strict=True)
-        ),
+        tuple(show(estimate, metric) if estimate is not None else None for estimate, metric in cells),
     )
 
 

@@ -1,0 +1,191 @@
+"""Runs compared from their folders: which can be, on which prompts, and what the page, Markdown and JSON say."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from amidkd.cli import main
+from amidkd.data import Row
+from amidkd.errors import SettingError
+from amidkd.evaluation import ModelResult, difference, to_record, write_scores
+from amidkd.evaluation.held_out import HeldOut
+from amidkd.evaluation.statistics import Scores
+from amidkd.record import RunFolder, write_json, write_json_lines
+from amidkd.report import compare_runs, compared
+
+PROMPTS = 80
+HARD = np.random.default_rng(1).normal(1.0, 0.5, size=PROMPTS)
+
+
+def result(shift: float, seed: int, *, first: int = 0, tokens: int = 4, teacher: float = 0.0) -> ModelResult:
+    """Scores over prompts ``first`` and after; the teacher's distance is ``teacher`` further."""
+    draw = np.random.default_rng(seed)
+    rows = [Row(n, f"rows.jsonl, line {n}", prompt=f"prompt {first + n}", completion="a") for n in range(PROMPTS)]
+    held_out = HeldOut(rows, [(1,)] * PROMPTS, [None] * PROMPTS, [("a",)] * PROMPTS)
+    counts = np.full(PROMPTS, float(tokens))
+    nll = HARD + shift + 0.1 * draw.normal(size=PROMPTS)
+    right = (draw.random((2, PROMPTS)) < 0.5).astype(float)
+    scores = {
+        "nll": Scores(nll * counts, counts),
+        "kl_teacher_student": Scores((nll + teacher) * counts, counts),
+        "exact_match_sampled": Scores(right, np.ones((2, PROMPTS)), ("sampling seeds", "prompts")),
+    }
+    return ModelResult(held_out, scores, None, (), ())
+
+
+def make(
+    folder: Path, shift: float, seed: int = 0, *, alpha: float = -0.5, training_seed: int = 1, **how: float
+) -> Path:
+    """The folder of a run that was evaluated."""
+    student = result(shift, seed, **how)
+    teacher = result(-0.3, 99, **{**how, "tokens": how.get("tokens", 4)})
+    teacher = ModelResult(teacher.held_out, {**teacher.scores, "nll": _moved(teacher.scores["nll"], how)}, None, (), ())
+    run = RunFolder(folder)
+    config = {"objective": {"alpha": alpha}, "training": {"seed": training_seed}, "output": {"folder": str(folder)}}
+    entry = {
+        "data": {"file": "valid.jsonl", "rows": PROMPTS},
+        "settings": {"temperature": 1.0, "sampling_seeds": [1, 2], "bootstrap": 300, "confidence": 0.95},
+        **to_record(student, teacher),
+    }
+    write_json(run.record_file, {"verb": "distill", "config": config, "results": {"evaluation": entry}})
+    samples = [{"prompt": "prompt 1", "references": ["a"], "answers": {"student, greedy": f"from {folder.name}"}}]
+    write_json_lines(run.samples_file, samples)
+    write_scores(run.scores_file, {"": (student, teacher)})
+    return folder
+
+
+def _moved(scores: Scores, how: dict) -> Scores:
+    return Scores(scores.sums + how.get("teacher", 0.0) * scores.counts, scores.counts)
+
+
+def as_json(paths: list[Path], target: Path) -> dict:
+    return json.loads(compare_runs(paths, form="json", path=target / "c.json").read_text())
+
+
+def test_two_runs_are_paired_prompt_by_prompt(tmp_path: Path) -> None:
+    paths = [make(tmp_path / "runs" / "a", 0.0), make(tmp_path / "runs" / "b", 0.4, 1, alpha=-3)]
+    found = as_json(paths, tmp_path)
+    assert (found["baseline"], found["prompts"]) == ("a", {"": 80})
+    side = found["sides"][1]
+    assert side["settings"] == {"objective.alpha": -3}
+    ours, theirs = (result(shift, seed).scores["nll"] for shift, seed in ((0.4, 1), (0.0, 0)))
+    expected = difference(ours, theirs)
+    gap = side["difference"]["nll"]
+    assert gap["value"] == pytest.approx(expected.value)
+    assert gap["errors"][0]["stderr"] == pytest.approx(expected.errors[0].value)
+    assert gap["interval"][0] < expected.value < gap["interval"][1]
+    assert gap["finding"] == "prompts"
+    assert gap["p_holm"] == pytest.approx(min(1.0, 3 * gap["p"]), rel=0.5)
+    assert side["difference"]["exact_match_sampled"]["verdict"] == "inside the noise"
+    assert "over_training_seeds" not in gap
+    assert "perplexity" in side["metrics"]
+    assert "kl_teacher_student" not in found["teacher"], "a teacher is no distance from itself"
+
+
+def test_runs_of_one_configuration_are_draws_of_it(tmp_path: Path) -> None:
+    paths = [
+        make(tmp_path / f"{name}-seed-{seed}", shift + 0.02 * seed, 10 * seed + n, alpha=alpha, training_seed=seed)
+        for n, (name, shift, alpha) in enumerate((("kl", 0.0, 1.0), ("amid", 0.4, -0.5)))
+        for seed in (1, 2, 3)
+    ]
+    found = as_json(paths, tmp_path)
+    assert [side["name"] for side in found["sides"]] == ["kl", "amid"]
+    assert [run["seed"] for run in found["sides"][1]["runs"]] == [1, 2, 3]
+    gap = found["sides"][1]["difference"]["nll"]
+    assert gap["over_training_seeds"]["paired"]
+    assert gap["over_training_seeds"]["df"] == 2
+    assert (gap["finding"], gap["verdict"]) == ("holds", "worse, over prompts and training seeds")
+    assert {e["over"] for e in found["sides"][0]["metrics"]["nll"]["errors"]} == {"prompts", "training seeds"}
+    assert set(found["sides"][0]["spread"]["exact_match_sampled"]) == {"training seeds", "sampling seeds"}
+
+
+def test_runs_that_differ_in_nothing_but_the_seed_are_compared_singly(tmp_path: Path) -> None:
+    paths = [make(tmp_path / f"r{seed}", 0.0, seed, training_seed=seed) for seed in (1, 2)]
+    assert [side["name"] for side in as_json(paths, tmp_path)["sides"]] == ["r1", "r2"]
+
+
+def test_a_run_made_twice_is_no_second_seed(tmp_path: Path) -> None:
+    paths = [make(tmp_path / name, 0.0, alpha=alpha) for name, alpha in (("a", 1), ("again", 1), ("b", 2))]
+    found = as_json(paths, tmp_path)
+    assert [side["name"] for side in found["sides"]] == ["a", "again", "b"]
+    assert found["sides"][1]["difference"]["nll"]["verdict"] == "the same on every prompt"
+
+
+def test_only_the_prompts_that_all_answered_count(tmp_path: Path) -> None:
+    paths = [make(tmp_path / "a", 0.0), make(tmp_path / "b", 0.0, 1, alpha=0, first=60)]
+    found = as_json(paths, tmp_path)
+    assert found["prompts"] == {"": 20}
+    assert any("20 prompts that every run answered (a 80, b 80)" in note for note in found["notes"])
+    ours, theirs = result(0.0, 1, first=60).scores["nll"].sums[:20], result(0.0, 0).scores["nll"].sums[60:]
+    assert found["sides"][1]["difference"]["nll"]["value"] == pytest.approx((ours - theirs).sum() / 80)
+
+
+def test_what_cannot_be_compared_is_named(tmp_path: Path) -> None:
+    first = make(tmp_path / "a", 0.0)
+    other_tokens = make(tmp_path / "tokens", 0.0, 1, alpha=0, tokens=5)
+    other_teacher = make(tmp_path / "teacher", 0.0, 2, alpha=2, teacher=1.0)
+    found = as_json([first, other_tokens, other_teacher], tmp_path)
+    sides = {side["name"]: set(side["difference"]) for side in found["sides"][1:]}
+    assert sides == {"tokens": {"exact_match_sampled"}, "teacher": {"nll", "exact_match_sampled"}}
+    notes = " ".join(found["notes"])
+    assert "tokens and a cut the held-out text into other tokens" in notes
+    assert "teacher was held against another teacher than a, so these are not compared: KL(teacher‖student)" in notes
+
+
+def test_runs_that_cannot_be_used_are_left_out_by_name(tmp_path: Path) -> None:
+    paths = [make(tmp_path / "a", 0.0), make(tmp_path / "b", 0.0, 1, alpha=0)]
+    (tmp_path / "empty").mkdir()
+    new = RunFolder(tmp_path / "new")
+    write_json(new.record_file, {"verb": "distill"})
+    old = RunFolder(make(tmp_path / "old", 0.0, 3, alpha=1))
+    old.scores_file.unlink()
+    (tmp_path / "sweep").mkdir()
+    write_json(tmp_path / "sweep" / "sweep.json", {})
+    strange = make(tmp_path / "strange", 0.0, 4, alpha=2, first=1000)
+    more = [tmp_path / "empty", new.path, old.path, tmp_path / "sweep", strange, tmp_path / "nowhere"]
+    omitted = " | ".join(as_json([*paths, *more], tmp_path)["omitted"])
+    for words in (
+        "empty: not the folder of a run",
+        "new: not evaluated yet: amidkd eval",
+        "old: evaluated without scores prompt by prompt",
+        "sweep: a sweep; its trials are runs: amidkd report --compare",
+        "strange: measured on other prompts than a",
+        "nowhere: there is no such folder",
+    ):
+        assert words in omitted
+    with pytest.raises(SettingError, match=r"needs two evaluated runs; 1 of 2 .*\n  empty: not the folder"):
+        compared([paths[0], tmp_path / "empty"])
+    with pytest.raises(SettingError, match="strange: measured on other prompts"):
+        compared([paths[0], strange])
+
+
+def test_the_page_the_markdown_and_the_screen_agree(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = [str(make(tmp_path / "runs" / name, n * 0.4, n, alpha=n)) for n, name in enumerate(("a|b", "c"))]
+    for form in ("html", "md", "json"):
+        assert main(["report", "--compare", *paths, "--format", form]) == 0
+        out = capsys.readouterr().out
+        assert str(tmp_path / "runs" / f"comparison.{form}") in out
+        assert "c against a|b: worse in NLL of real text" in out
+    data = json.loads((tmp_path / "runs" / "comparison.json").read_text())
+    text = (tmp_path / "runs" / "comparison.md").read_text()
+    page = (tmp_path / "runs" / "comparison.html").read_text()
+    gap = data["sides"][1]["difference"]["nll"]
+    shown = f"+{gap['value']:.3f}"
+    interval = f"{gap['interval'][0]:.3f} to {gap['interval'][1]:.3f}"
+    assert f"| NLL of real text | {data['sides'][0]['metrics']['nll']['value']:.3f} |" in text
+    assert f"{shown} ({interval}" in text
+    assert "a\\|b" in text
+    for words in (shown, interval, "worse on these prompts; training seeds unknown", "from c"):
+        assert words in page
+
+
+def test_several_configurations_are_each_held_against_the_first(tmp_path: Path) -> None:
+    paths = [make(tmp_path / f"alpha{n}", 0.2 * n, n, alpha=n) for n in range(8)]
+    page = compare_runs(paths).read_text()
+    assert page.count("<details") >= 7
+    assert "data-sort" in page
+    found = as_json(paths, tmp_path)
+    assert len(found["sides"]) == 8
+    assert all(side["difference"] for side in found["sides"][1:])
