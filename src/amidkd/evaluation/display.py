@@ -1,7 +1,8 @@
 """Estimates as people read them: in the unit of their metric, each error with what it is over."""
 
 import math
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,18 +78,20 @@ def print_evaluation(evaluation: Mapping[str, Any]) -> None:
     """
     from rich.console import Console
 
-    console = Console()
+    # A file or a pipe has no width to respect; this one has room for a metric on a line.
+    console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(_table(evaluation))
     suite = evaluation.get("suite") or {}
     if suite:
         console.print(_suite_table(suite))
-    # A file or a pipe has no width to respect.
     level = evaluation.get("settings", {}).get("confidence", 0.95)
     console.print(_LEGEND.format(level=f"{100 * level:g} %"), markup=False, soft_wrap=True)
     for name, entry in {"": evaluation, **suite}.items():
         for line in entry.get("missing", []):
             where = f" ({name})" if name else ""
             console.print(f"Not measured{where}: {line}", markup=False, soft_wrap=True)
+    for line in extra_lines(evaluation):
+        console.print(line, markup=False, soft_wrap=True)
 
 
 def _sides(evaluation: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
@@ -102,18 +105,34 @@ def _table(evaluation: Mapping[str, Any]) -> Any:
 
     sides = _sides(evaluation)
     measured = [metric for name, metric in METRICS.items() if any(name in metrics for metrics in sides.values())]
+    rows = {metric: _cells(sides, metric) for metric in measured}
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column(f"{evaluation['data']['rows']} rows", no_wrap=True)
-    for side in sides:
-        table.add_column(side, justify="right")
+    _add_titles(table, [f"{evaluation['data']['rows']} rows"], [[metric.label] for metric in measured])
+    _add_sides(table, list(sides), list(rows.values()))
     groups = [(group, [metric for metric in measured if metric.group == group]) for group in GROUPS]
     groups = [(group, metrics) for group, metrics in groups if metrics]
     for group, metrics in groups:
         if len(groups) > 1:
             table.add_row(Text(GROUPS[group], style="bold"))
         for metric in metrics:
-            table.add_row(metric.label, *_cells(sides, metric))
+            table.add_row(metric.label, *rows[metric])
     return table
+
+
+def _add_titles(table: Any, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Columns that a narrow terminal breaks at blanks alone."""
+    for place, head in enumerate(heads):
+        table.add_column(head, min_width=_widest([row[place] for row in rows]))
+
+
+def _add_sides(table: Any, sides: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """The same for numbers."""
+    for place, side in enumerate(sides):
+        table.add_column(side, justify="right", min_width=max(len(side), _widest([row[place] for row in rows])))
+
+
+def _widest(cells: Sequence[str]) -> int:
+    return max((len(word) for cell in cells for word in cell.replace(" %", ".%").split(" ")), default=0)
 
 
 def _suite_table(suite: Mapping[str, Mapping[str, Any]]) -> Any:
@@ -123,18 +142,19 @@ def _suite_table(suite: Mapping[str, Mapping[str, Any]]) -> Any:
 
     every = {name: _sides(entry) for name, entry in suite.items()}
     sides = list(dict.fromkeys(side for found in every.values() for side in found))
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for title in ("suite", "rows", "sampled answers"):
-        table.add_column(title, no_wrap=True)
-    for side in sides:
-        table.add_column(side, justify="right")
+    rows: list[tuple[str, str, str, list[str]]] = []
     for name, found in every.items():
-        title, rows = name, str(suite[name]["data"]["rows"])
+        title, count = name, str(suite[name]["data"]["rows"])
         for metric in METRICS.values():
             told = metric.group == "answers" and metric.name.endswith("_sampled") and metric.better is not None
             if told and any(metric.name in metrics for metrics in found.values()):
-                table.add_row(title, rows, metric.label.removesuffix(", sampled"), *_cells(found, metric))
-                title, rows = "", ""
+                rows.append((title, count, metric.label.removesuffix(", sampled"), _cells(found, metric)))
+                title, count = "", ""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    _add_titles(table, ["suite", "rows", "sampled"], [titles for *titles, _ in rows])
+    _add_sides(table, sides, [cells for *_, cells in rows])
+    for *titles, cells in rows:
+        table.add_row(*titles, *cells)
     return table
 
 

@@ -5,7 +5,7 @@ from typing import Literal
 
 from amidkd.config.evaluation import PASS_AT
 
-__all__ = ["METRICS", "Group", "Metric", "Unit"]
+__all__ = ["GROUPS", "METRICS", "Group", "Metric", "Unit"]
 
 Unit = Literal["share", "nats", "tokens", "score", ""]
 Group = Literal["answers", "diversity", "real text", "distance", "samples", "calibration", "use"]
@@ -168,3 +168,14 @@ _ALL = (
 
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}
 """Every metric of one model on held-out rows, the teacher beside it, in the order of tables."""
+
+GROUPS: dict[Group, str] = {
+    "answers": "Answers",
+    "diversity": "Diversity",
+    "real text": "Real text",
+    "distance": "Beside the teacher",
+    "calibration": "Calibration",
+    "samples": "Own samples",
+    "use": "In use",
+}
+"""Headings of groups of metrics."""
