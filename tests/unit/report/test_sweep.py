@@ -270,6 +270,7 @@ def test_curves_have_a_line_a_value_and_errors_over_seeds(grid: Path) -> None:
 def test_one_seed_has_its_errors_over_prompts_and_says_so(tmp_path: Path) -> None:
     sweep = read_sweep(along(tmp_path / "s", {-1.0: 1.0, 0.0: 1.1, 1.0: 1.2}))
     assert "over prompts" in curve_figure("c", sweep, A, "nll", None).caption
+    assert "Another training seed may change that" in describe_sweep(sweep.folder)
     assert "another seed may move a result" in " ".join(summary_of_sweep(sweep.folder)["notes"])
 
 
@@ -354,7 +355,9 @@ def test_the_page_says_what_to_use_and_what_is_as_good(grid: Path) -> None:
     text = text_of(write_sweep_report(grid))
     assert "35 settings of α × λ tried, 3 training seeds each (1 pruned, 2 failed, 1 running)." in text
     assert f"Use α = {value_text(best.params[A])}, λ = {value_text(best.params[L])}: NLL of real text 1.2" in text
-    assert re.search(r"\d+ others do as well as far as the noise lets one see: α from −\d\S* to", text)
+    assert re.search(
+        r"\d+ others do as well as far as the noise over training seeds lets one see: α from −\d\S* to", text
+    )
     assert "best.yaml trains with α =" in text
     assert "2 × LossError: the loss is not finite at step 12" in text
     assert "trial 3: α = −5, λ = 0.3 ( trials/0003/error.txt )" in text

@@ -8,7 +8,9 @@ from typing import Any
 
 from amidkd.citations import citations_of
 from amidkd.config import load
+from amidkd.evaluation.display import show
 from amidkd.evaluation.metrics import METRICS
+from amidkd.evaluation.statistics import Estimate
 from amidkd.report.figures import Figure
 from amidkd.report.page import render
 from amidkd.report.sweep.figures import curve_figure, front_figure, importance_figure
@@ -72,8 +74,8 @@ def write_sweep_report(folder: Path) -> Path:
     standings = _standings(sweep)
     importances = [importance_of(sweep, objective) for objective in sweep.objectives]
     config = load(folder) if (folder / "run.yaml").is_file() else None
-    names = _measured(sweep)
-    main = [name for name in names if name in _main(sweep)]
+    names, (moving, still) = _measured(sweep), _moving(sweep)
+    main = [name for name in moving if name in _main(sweep)]
     return render(
         folder / "report.html",
         "sweep.html.j2",
@@ -84,7 +86,8 @@ def write_sweep_report(folder: Path) -> Path:
         notes=noise_notes(sweep, standings),
         maps=maps_of(sweep, standings),
         curves=_curves(sweep, main, "curve"),
-        more_curves=_curves(sweep, [name for name in names if name not in main], "more"),
+        more_curves=_curves(sweep, [name for name in moving if name not in main], "more"),
+        still=still,
         curve_key=next((f"{key_text(key)} ({key})" for key in _numeric(sweep)[:1]), None),
         fronts=_fronts(sweep),
         importances=[_importance_view(each, place) for place, each in enumerate(importances)],
@@ -216,6 +219,20 @@ def _measured(sweep: Sweep) -> list[str]:
     )
     order = [*_main(sweep), *METRICS]
     return sorted(found, key=lambda name: (order.index(name) if name in order else len(order), name))
+
+
+def _moving(sweep: Sweep) -> tuple[list[str], str]:
+    """The metrics in which trials differ; and those in which they do not, in a sentence."""
+    moving, still = [], []
+    for name in _measured(sweep):
+        found = [each for trial in sweep.complete() if (each := trial.estimate(name)) is not None]
+        values = {each.value for each in found}
+        if len(values) > 1 or (found and len(found) < 2):
+            moving.append(name)
+        elif found:
+            metric = metric_called(name)
+            still.append(f"{metric.label} ({show(Estimate(found[0].value), metric).text})")
+    return moving, f"The same in every trial: {', '.join(still)}." if still else ""
 
 
 def _curves(sweep: Sweep, names: Sequence[str], prefix: str) -> list[Figure]:

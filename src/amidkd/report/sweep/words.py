@@ -49,20 +49,27 @@ def advice_of(sweep: Sweep, standings: Sequence[Standing]) -> str:
         return _advice_of_several(sweep, standings)
     found = standings[0]
     metric = metric_called(found.objective.metric)
-    text = f"Use {params_text(sweep, found.best)}: {_reached(found.best, metric)}."
-    if not found.comparisons:
+    setting, reached = params_text(sweep, found.best), _reached(found.best, metric)
+    text = f"Use {setting}: {reached}."
+    alike, all_of = found.alike(), len(found.comparisons)
+    if not all_of:
         return text
     if found.over is None:
         return text + " Whether others do as well is not known: nothing says how large the noise is."
-    alike, all_of = found.alike(), len(found.comparisons)
+    noise = f"the noise over {found.over}"
+    # What prompts alone support, another training seed may overturn.
+    caveat = " Another training seed may change that: none was tried." if found.over == "prompts" else ""
     if not alike:
         others = "the other is" if all_of == 1 else f"all {all_of} others are"
-        return text + f" It stands out: {others} worse by more than the noise."
+        return f"{text} It stands out: {others} worse by more than {noise}.{caveat}"
     if len(alike) == all_of:
-        return text + " But no setting can be told from another: every difference is inside the noise."
+        return (
+            f"By the numbers {setting} is best ({reached}), but no setting can be told from another: every difference "
+            f"is inside {noise}."
+        )
     where = "; ".join(values_alike(sweep, found))
     others = "One other does" if len(alike) == 1 else f"{len(alike)} others do"
-    return text + f" {others} as well as far as the noise lets one see: {where}."
+    return f"{text} {others} as well as far as {noise} lets one see: {where}.{caveat}"
 
 
 def _advice_of_several(sweep: Sweep, standings: Sequence[Standing]) -> str:
