@@ -57,6 +57,9 @@ class Encoder:
         tokenizer: A tokenizer of ``transformers``; its truncation and padding settings are not used.
         config: The run file's ``data``.
 
+    Attributes:
+        prompt_limit: Tokens of the longest prompt.
+
     Raises:
         SettingError: A template without its placeholder; a tokenizer without EOS.
     """
@@ -75,7 +78,7 @@ class Encoder:
         own_words = self._prompt_template not in (None, INSTRUCTION)
         adds = config.add_special_tokens
         self._adds_prefix = adds if adds is not None else not own_words
-        self._prompt_limit = min(config.max_prompt_length or config.max_length - 1, config.max_length - 1)
+        self.prompt_limit = min(config.max_prompt_length or config.max_length - 1, config.max_length - 1)
         self._warn_of_missing_prefix(own_words)
 
     def prompt_text(self, row: Row) -> str:
@@ -219,7 +222,7 @@ class Encoder:
         return _Draft(row, tokens[:first], tokens[first:], spoken[first:])
 
     def _within_limit(self, tokens: list[int], where: str) -> list[int] | None:
-        limit = self._prompt_limit
+        limit = self.prompt_limit
         if len(tokens) <= limit:
             return tokens
         if self.config.long_prompts == "drop":

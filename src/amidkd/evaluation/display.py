@@ -87,6 +87,9 @@ def print_evaluation(evaluation: Mapping[str, Any]) -> None:
     level = evaluation.get("settings", {}).get("confidence", 0.95)
     console.print(_LEGEND.format(level=f"{100 * level:g} %"), markup=False, soft_wrap=True)
     for name, entry in {"": evaluation, **suite}.items():
+        full = entry["data"].get("prompts_at_limit", 0)
+        if full:
+            console.print(f"{name or 'Held-out rows'}: {full} prompts fill the limit; what is beyond it was not read")
         for line in entry.get("missing", []):
             where = f" ({name})" if name else ""
             console.print(f"Not measured{where}: {line}", markup=False, soft_wrap=True)

@@ -180,4 +180,5 @@ def _counts(result: ModelResult) -> dict[str, Any]:
         "supervised_tokens": sum(text.token_count() for text in texts),
         "rows_dropped": held_out.dropped,
         "rows_truncated": held_out.truncated,
+        "prompts_at_limit": held_out.full,
     }

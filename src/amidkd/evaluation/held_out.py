@@ -20,6 +20,7 @@ class HeldOut:
         references: Right answers to each; empty where none is known.
         dropped: How many more rows were left out.
         truncated: How many texts are cut at ``data.max_length``, so that their likelihood is that of their beginning.
+        full: How many prompts have as many tokens as may be, where ``data.long_prompts`` cuts longer ones.
     """
 
     rows: list[Row]
@@ -28,6 +29,7 @@ class HeldOut:
     references: list[tuple[str, ...]]
     dropped: int = 0
     truncated: int = 0
+    full: int = 0
 
     @property
     def asked(self) -> list[int]:
@@ -66,7 +68,14 @@ def hold_out(rows: Sequence[Row], encoder: Encoder) -> HeldOut:
         [_references(row) for row in chosen],
         dropped=len(rows) - len(kept),
         truncated=encoded.truncated,
+        full=_full(list(prompts.values()), encoder),
     )
+
+
+def _full(prompts: Sequence[list[int] | None], encoder: Encoder) -> int:
+    if encoder.config.long_prompts not in ("keep_start", "keep_end"):
+        return 0
+    return sum(prompt is not None and len(prompt) == encoder.prompt_limit for prompt in prompts)
 
 
 def _references(row: Row) -> tuple[str, ...]:

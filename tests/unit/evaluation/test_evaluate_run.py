@@ -52,6 +52,7 @@ def test_record_and_samples_hold_what_was_measured(run, world) -> None:
         "supervised_tokens": sum(len(row.completion.split()) + 1 for row in world.rows),
         "rows_dropped": 0,
         "rows_truncated": 0,
+        "prompts_at_limit": 0,
     }
     assert entry["settings"]["max_new_tokens"] == 5
     assert entry["missing"] == []
