@@ -125,7 +125,9 @@ def _title(panel: Panel, label: str) -> str:
     """The name of a number away from its picture."""
     if len(panel.keys) == 1:
         return panel.title
-    return label[0].upper() + label[1:] if panel.name in _SPEAK_FOR_THEMSELVES else f"{panel.title}: {label}"
+    if panel.name not in _SPEAK_FOR_THEMSELVES:
+        return f"{panel.title}: {label}"
+    return label if len(label) == 1 else label[0].upper() + label[1:]
 
 
 def _plain(value: float) -> str:

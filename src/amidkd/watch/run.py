@@ -5,8 +5,9 @@ from typing import final
 
 from amidkd.config import load
 from amidkd.errors import SettingError
+from amidkd.report.sweep import is_sweep
 from amidkd.watch.runs import RunFollower, read_config
-from amidkd.watch.sweeps import SWEEP_FILE, SweepFollower
+from amidkd.watch.sweeps import SweepFollower
 from amidkd.watch.view import Follower, View
 
 __all__ = ["follow", "watch"]
@@ -71,7 +72,7 @@ class _AnyFollower:
         """The folder as it stands."""
         if not self._settled:
             config, _ = read_config(self._path)
-            if (self._path / SWEEP_FILE).is_file() or (config is not None and config.sweep is not None):
+            if is_sweep(self._path) or (config is not None and config.sweep is not None):
                 self._follower = SweepFollower(self._path)
                 self._settled = True
         view = self._follower.look()

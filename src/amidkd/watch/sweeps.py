@@ -1,27 +1,24 @@
 """A sweep as it stands: its trials, from ``sweep.json``, and how far the running ones are."""
 
-import math
 import os
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
-from amidkd.config import RunConfig
+from amidkd.errors import SettingError
 from amidkd.evaluation.display import show
-from amidkd.evaluation.metrics import METRICS, Metric
-from amidkd.evaluation.statistics import Estimate
-from amidkd.report.words import duration, number
+from amidkd.report.sweep.record import SWEEP_FILE, Sweep, Trial, key_text, metric_called, read_sweep, value_text
+from amidkd.report.sweep.words import effort_of, params_text
+from amidkd.report.words import duration
 from amidkd.watch.log import StageLog
-from amidkd.watch.runs import read_config
 from amidkd.watch.tail import JsonFile, age_of
 from amidkd.watch.view import Bar, State, Trials, View
 
-__all__ = ["SWEEP_FILE", "SweepFollower"]
+__all__ = ["SweepFollower"]
 
-SWEEP_FILE = "sweep.json"
 _QUIET = 120.0
-_MARKS = {"complete": "done"}
+_STATES = {"complete": "done"}
 
 
 @final
@@ -35,162 +32,115 @@ class SweepFollower:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file = JsonFile(path / SWEEP_FILE)
-        self._config: RunConfig | None = None
+        self._sweep: Sweep | None = None
         self._trouble = ""
         self._logs: dict[Path, StageLog] = {}
 
     def look(self) -> View:
         """The sweep as it stands."""
-        self._file.read()
-        if self._config is None:
-            self._config, self._trouble = read_config(self._path)
-        sweep = self._file.value
-        trials: Sequence[Mapping[str, Any]] = sweep.get("trials", [])
-        state, sentence = self._state(sweep, trials)
+        if self._file.read() and self._file.value:
+            try:
+                self._sweep, self._trouble = read_sweep(self._path), ""
+            except SettingError as error:
+                self._trouble = str(error)
+        sweep = self._sweep
+        warnings = [] if not self._trouble else [self._trouble]
+        if sweep is None:
+            sentence = "No trial is recorded yet; waiting for the first."
+            return View(self._path.name, "waiting", sentence, warnings=tuple(warnings))
+        running = [log for trial in sweep.trials for log in self._running(trial)]
+        state, sentence = self._state(sweep, running)
+        relative = os.path.relpath(self._path)
         return View(
             title=self._path.name,
             state=state,
             sentence=sentence,
-            about=self._about(sweep),
-            bars=tuple(self._bars(trials)),
-            facts=tuple(self._facts(sweep, trials)),
-            warnings=tuple(filter(None, [self._trouble, *_failures(trials)])),
-            command=f"amidkd report {shlex.quote(os.path.relpath(self._path))}" if state == "done" else "",
-            trials=self._table(sweep, trials) if trials else None,
+            about=_best(sweep),
+            bars=(self._bar(sweep), *(log.bar(None, total=None, moving=True) for log in running)),
+            facts=(("folder", relative), *effort_of(sweep)),
+            warnings=(*warnings, *_failures(sweep.trials)),
+            command=f"amidkd report {shlex.quote(relative)}" if state == "done" else "",
+            trials=_table(sweep) if sweep.trials else None,
         )
 
-    def _state(self, sweep: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]) -> tuple[State, str]:
-        if not sweep:
-            return "waiting", "No trial is recorded yet; waiting for the first."
-        counted = _counted(trials)
-        if sweep.get("stopped"):
-            return "done", f"Stopped: {sweep['stopped']}. {counted}."
-        age = age_of(
-            [self._file.path, *(path for trial in trials for log in self._running(trial) for path in log.files)]
-        )
+    def _state(self, sweep: Sweep, running: Sequence[StageLog]) -> tuple[State, str]:
+        counted = _counted(sweep.trials)
+        if sweep.facts.get("stopped"):
+            return "done", f"Stopped: {sweep.facts['stopped']}. {counted}."
+        age = age_of([self._file.path, *(path for log in running for path in log.files)])
         if age is not None and age > _QUIET:
             return "silent", f"Nothing was written for {duration(age)}. {counted}."
         return "running", f"Under way. {counted}."
 
-    def _about(self, sweep: Mapping[str, Any]) -> str:
-        best = sweep.get("best") or []
-        if len(best) > 1:
-            return f"No other trial beats trials {', '.join(map(str, best))} in every objective."
-        trial = next((trial for trial in sweep.get("trials", []) if trial["number"] in best), None)
-        if trial is None:
-            return ""
-        found = ", ".join(
-            f"{_metric(entry['metric']).label} {_shown(trial, entry['metric'])}" for entry in sweep["objective"]
-        )
-        settings = ", ".join(f"{key} = {_setting(value)}" for key, value in trial["params"].items())
-        return f"Best so far: trial {trial['number']}, {found}, with {settings}."
+    def _bar(self, sweep: Sweep) -> Bar:
+        done = sum(trial.state != "running" for trial in sweep.trials)
+        total = self._file.value.get("expected_trials")
+        return Bar("trials", done, total, f"{done}" + (f" of {total}" if total else ""))
 
-    def _bars(self, trials: Sequence[Mapping[str, Any]]) -> Iterable[Bar]:
-        total = None if self._config is None or self._config.sweep is None else self._config.sweep.trials
-        done = sum(trial["state"] != "running" for trial in trials)
-        yield Bar("trials", done, total, f"{done}" + (f" of {total}" if total else ""))
-        for trial in trials:
-            if trial["state"] == "running":
-                for log in self._running(trial):
-                    yield log.bar(None, total=None, moving=True)
-
-    def _running(self, trial: Mapping[str, Any]) -> list[StageLog]:
+    def _running(self, trial: Trial) -> list[StageLog]:
         """What a trial that is under way is at: the newest log of its runs."""
-        if trial["state"] != "running" or not trial.get("folder"):
+        if trial.state != "running":
             return []
-        home = self._path / trial["folder"]
-        found = [*home.glob("*/progress.json"), *home.glob("*/warm_start/progress.json")]
+        found = [*trial.folder.glob("*/progress.json"), *trial.folder.glob("*/warm_start/progress.json")]
         if not found:
             return []
         newest = max(found, key=lambda path: path.stat().st_mtime).parent
         log = self._logs.setdefault(newest, StageLog(newest, ""))
-        part = "warm start" if newest.name == "warm_start" else "training"
-        run = newest.parent.name if newest.name == "warm_start" else newest.name
-        log.name = f"trial {trial['number']}, {run}, {part}"
+        log.name = f"trial {trial.number}, {newest.relative_to(trial.folder).as_posix()}".replace(
+            "/warm_start", ", warm start"
+        )
         log.read()
         return [log]
 
-    def _facts(self, sweep: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]) -> Iterable[tuple[str, str]]:
-        yield "folder", os.path.relpath(self._path)
-        for key in ("sampler", "pruner", "seeds", "started", "updated"):
-            value = sweep.get(key)
-            if value:
-                yield key, ", ".join(map(str, value)) if isinstance(value, list) else _name(value)
-        if trials:
-            yield "time in trials", duration(sum(trial.get("seconds") or 0.0 for trial in trials))
-            yield "supervised tokens", f"{sum(trial.get('tokens') or 0 for trial in trials):,}"
 
-    def _table(self, sweep: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]) -> Trials:
-        keys = list(sweep.get("space", {})) or list(dict.fromkeys(key for trial in trials for key in trial["params"]))
-        metrics = [entry["metric"] for entry in sweep["objective"]]
-        rows = []
-        for trial in sorted(trials, key=lambda trial: -trial["number"]):
-            state = _MARKS.get(trial["state"], trial["state"])
-            if trial["number"] in (sweep.get("best") or []):
-                state += ", best"
-            settings = (_setting(trial["params"][key]) if key in trial["params"] else "–" for key in keys)
-            seconds = duration(trial["seconds"]) if trial.get("seconds") else "–"
-            values = (_shown(trial, metric) for metric in metrics)
-            rows.append((str(trial["number"]), state, *settings, *values, seconds))
-        points = {
-            _metric(name).label: tuple(
-                (trial["number"], float(trial["values"][name]))
-                for trial in trials
-                if isinstance((trial.get("values") or {}).get(name), int | float)
-            )
-            for name in metrics
-        }
-        heads = ("trial", "state", *(key.rpartition(".")[2] for key in keys), *points, "time")
-        return Trials(heads, tuple(rows), points)
+def _best(sweep: Sweep) -> str:
+    if len(sweep.best) > 1:
+        return f"No other trial beats trials {', '.join(map(str, sweep.best))} in every objective."
+    trial = next((trial for trial in sweep.trials if trial.number in sweep.best), None)
+    if trial is None:
+        return ""
+    found = ", ".join(f"{metric_called(o.metric).label} {_shown(trial, o.metric)}" for o in sweep.objectives)
+    return f"Best so far: trial {trial.number}, {found}, with {params_text(sweep, trial)}."
 
 
-def _counted(trials: Sequence[Mapping[str, Any]]) -> str:
-    states = [_MARKS.get(trial["state"], trial["state"]) for trial in trials]
+def _table(sweep: Sweep) -> Trials:
+    keys, metrics = sweep.varied(), [objective.metric for objective in sweep.objectives]
+    rows = []
+    for trial in reversed(sweep.trials):
+        state = _STATES.get(trial.state, trial.state) + (", best" if trial.number in sweep.best else "")
+        settings = (value_text(trial.params[key]) if key in trial.params else "–" for key in keys)
+        seconds = duration(trial.seconds) if trial.seconds else "–"
+        rows.append((str(trial.number), state, *settings, *(_shown(trial, name) for name in metrics), seconds))
+    values = {
+        metric_called(name).label: [
+            (trial.number, trial.values[name]) for trial in sweep.trials if name in trial.values
+        ]
+        for name in metrics
+    }
+    return Trials(("trial", "state", *map(key_text, keys), *values, "time"), tuple(rows), values)
+
+
+def _counted(trials: Sequence[Trial]) -> str:
+    states = [_STATES.get(trial.state, trial.state) for trial in trials]
     parts = [f"{states.count(state)} {state}" for state in ("done", "running", "pruned", "failed") if state in states]
     return f"Trials: {', '.join(parts)}" if parts else "No trial yet"
 
 
-def _failures(trials: Sequence[Mapping[str, Any]]) -> list[str]:
+def _failures(trials: Iterable[Trial]) -> list[str]:
     """Each kind of failure once, with the trials that it stopped."""
     by_error: dict[str, list[int]] = {}
     for trial in trials:
-        if trial.get("error"):
-            by_error.setdefault(str(trial["error"]), []).append(trial["number"])
+        if trial.error:
+            by_error.setdefault(trial.error, []).append(trial.number)
     return [
         f"{'Trial' if len(numbers) == 1 else 'Trials'} {', '.join(map(str, numbers))} failed: {error}"
         for error, numbers in by_error.items()
     ]
 
 
-def _metric(name: str) -> Metric:
-    """A metric by the name that objectives use, ``task.metric`` for one of a task of the suite."""
-    task, _, own = name.rpartition(".")
-    metric = METRICS[own]
-    if not task:
-        return metric
-    return Metric(name, f"{task}: {metric.label}", metric.unit, metric.better, metric.group, metric.meaning)
-
-
-def _shown(trial: Mapping[str, Any], name: str) -> str:
-    value = (trial.get("values") or {}).get(name)
-    if not isinstance(value, int | float) or math.isnan(value):
+def _shown(trial: Trial, name: str) -> str:
+    found = trial.estimate(name)
+    if found is None:
         return "–"
-    entry = (trial.get("metrics") or {}).get(name)
-    shown = show(Estimate.from_json(entry) if entry else Estimate(float(value)), _metric(name))
+    shown = show(found, metric_called(name))
     return shown.text + (f" ± {shown.errors[0].text}" if shown.errors else "")
-
-
-def _setting(value: Any) -> str:
-    if isinstance(value, dict):
-        return _name(value)
-    return number(value) if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
-
-
-def _name(value: Any) -> str:
-    """A section by its kind or name, with its other settings."""
-    if not isinstance(value, dict):
-        return str(value)
-    first = next((key for key in ("name", "kind") if key in value), None)
-    rest = ", ".join(f"{key} {_setting(entry)}" for key, entry in value.items() if key != first and entry is not None)
-    head = "" if first is None else str(value[first])
-    return f"{head} ({rest})" if head and rest else head or rest

@@ -48,11 +48,12 @@ def show_in_terminal(follower: Follower, *, sleep: Callable[[float], None] = tim
 def _live(follower: Follower, console: Any, sleep: Callable[[float], None]) -> None:
     from rich.live import Live
 
-    with Live(console=console, auto_refresh=False, vertical_overflow="visible") as live:
+    with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
         while True:
             view = follower.look()
             live.update(_screen(view, console.width), refresh=True)
             if view.state == "done":
+                live.vertical_overflow = "visible"
                 return
             sleep(_SECONDS_BETWEEN_LOOKS)
 
@@ -106,13 +107,14 @@ def _screen(view: View, width: int) -> Any:
     for bar in view.bars:
         bars.add_row(bar.name, _bar(bar), Text(bar.text))
     pieces.append(bars)
+    # What must not be cut off on a low screen comes before the tables.
+    if view.command:
+        pieces.append(Text(f"Next: {view.command}"))
+    pieces.extend(Text(f"Warning: {text}", style="yellow") for text in view.warnings)
     if view.readings:
         pieces.append(_readings(view, width))
     if view.trials is not None:
         pieces.append(_trials(view))
-    pieces.extend(Text(f"Warning: {text}", style="yellow") for text in view.warnings)
-    if view.command:
-        pieces.append(Text(f"Next: {view.command}"))
     return Group(*pieces)
 
 
