@@ -205,7 +205,6 @@ class _Work:
                     prompts,
                     vocab_size=self._vocabulary,
                     eos_ids=eos_ids_of(self.pair.tokenizer, teacher.model),
-                    pad_id=pad_id_of(self.pair.tokenizer),
                     max_new_tokens=settings.max_new_tokens or self.extras.max_new_tokens,
                     draft_tokens=settings.draft_tokens,
                     temperature=self.extras.config.temperature,

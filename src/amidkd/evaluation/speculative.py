@@ -9,7 +9,7 @@ Source: Leviathan et al., Fast Inference from Transformers via Speculative Decod
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -110,7 +110,6 @@ def draft(
     *,
     vocab_size: int,
     eos_ids: Sequence[int],
-    pad_id: int,
     max_new_tokens: int,
     draft_tokens: int,
     temperature: float = 1.0,
@@ -125,7 +124,6 @@ def draft(
         prompts: Token ids of each prompt.
         vocab_size: Shared vocabulary; both heads are cut to it.
         eos_ids: Ids that end an answer.
-        pad_id: Id that fills a batch.
         max_new_tokens: Longest answer.
         draft_tokens: γ, tokens drafted at a time.
         temperature: Of both models, above 0.
@@ -143,17 +141,18 @@ def draft(
             )
     longest = [max_new_tokens] * len(prompts)
     limits = [min(pair) for pair in zip(*(answer_limits(m, prompts, longest) for m in (student, teacher)), strict=True)]
-    settings: dict[str, Any] = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
-    settings |= {"eos_token_id": list(eos_ids), "pad_token_id": pad_id}
+    # Where a pad token is another than EOS, transformers takes it for padding in what the student has drafted.
+    settings = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "num_assistant_tokens": draft_tokens}
+    settings |= {"eos_token_id": list(eos_ids), "pad_token_id": eos_ids[0] if eos_ids else None}
     counts = _Counts()
     seconds, alone_seconds, alone_tokens = 0.0, 0.0, 0
     # A draft leaves one token to the teacher.
     for number, limit in enumerate(limits):
         if limit < 2:
             raise SettingError(f"prompt {number} leaves no room for a draft in the models' context")
-    with _ready(student, teacher, vocab_size, {**settings, "num_assistant_tokens": draft_tokens}):
+    with _ready((student, teacher), vocab_size, temperature, settings):
         for number, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
-            with _Watch(student, teacher, temperature) as watch:
+            with _Watch(student, teacher) as watch:
                 answer, took = _answer(teacher, prompt, limit, seed + number, assistant=student)
             counts.add(answer, watch.rounds)
             seconds += took
@@ -210,8 +209,7 @@ class _Counts:
 class _Watch:
     """Listens to both models: a pass of the student is a drafted token, a pass of the teacher a round."""
 
-    def __init__(self, student: Any, teacher: Any, temperature: float) -> None:
-        self._temperature = temperature
+    def __init__(self, student: Any, teacher: Any) -> None:
         self._handles = [
             base_of(student).register_forward_hook(self._draws),
             base_of(teacher).register_forward_hook(self._judges, with_kwargs=True),
@@ -227,7 +225,7 @@ class _Watch:
             handle.remove()
 
     def _draws(self, _model: Any, _inputs: Any, output: Any) -> None:
-        self._drafts.append(self._probabilities(output.logits[0, -1:]))
+        self._drafts.append(output.logits[0, -1:].float().softmax(-1))
 
     def _judges(self, _model: Any, _inputs: Any, kwargs: dict[str, Any], output: Any) -> None:
         count = len(self._drafts)
@@ -235,32 +233,37 @@ class _Watch:
             self.rounds.append(_Round([], []))
             return
         tokens = kwargs["input_ids"][0, -count:].tolist()
-        p = self._probabilities(output.logits[0, -count - 1 : -1])
+        p = output.logits[0, -count - 1 : -1].float().softmax(-1)
         q = torch.cat(self._drafts).to(p.device)
         self.rounds.append(_Round(tokens, torch.minimum(p, q).sum(-1).tolist()))
         self._drafts = []
 
-    def _probabilities(self, logits: Tensor) -> Tensor:
-        return (logits.float() / self._temperature).softmax(-1)
-
 
 @contextmanager
-def _ready(student: Any, teacher: Any, vocab_size: int, settings: dict[str, Any]) -> Iterator[None]:
-    """Both models in evaluation mode, cut to the shared vocabulary, with no generation settings but these."""
+def _ready(models: Sequence[Any], vocab_size: int, temperature: float, settings: Mapping[str, Any]) -> Iterator[None]:
+    """Models in evaluation mode, cut to the shared vocabulary, with no generation settings but these."""
     from transformers import GenerationConfig
 
     # A fixed number of drafted tokens, whatever the student's confidence.
     fixed = {"num_assistant_tokens_schedule": "constant", "assistant_confidence_threshold": 0.0}
+
+    def cool(_model: Any, _inputs: Any, output: Any) -> Any:
+        # Of its own temperature, transformers (5.23) applies the square to the student.
+        output.logits = output.logits / temperature
+        return output
+
     with ExitStack() as stack:
-        devices = sorted({p.device.index or 0 for m in (student, teacher) for p in m.parameters() if p.is_cuda})
+        devices = sorted({p.device.index or 0 for model in models for p in model.parameters() if p.is_cuda})
         stack.enter_context(torch.random.fork_rng(devices=devices))
         stack.enter_context(torch.no_grad())
-        for model in (student, teacher):
+        for model in models:
+            base = base_of(model)
             stack.enter_context(evaluating(model))
             stack.enter_context(narrowed(model, vocab_size))
-            before = base_of(model).generation_config
-            stack.callback(setattr, base_of(model), "generation_config", before)
-            base_of(model).generation_config = GenerationConfig(**settings, **fixed)
+            stack.callback(setattr, base, "generation_config", base.generation_config)
+            base.generation_config = GenerationConfig(**settings, **fixed)
+            if temperature != 1:
+                stack.callback(base.register_forward_hook(cool).remove)
         yield
 
 
