@@ -3,12 +3,12 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from markupsafe import Markup
 
 from amidkd.evaluation.display import show
-from amidkd.evaluation.metrics import METRICS, Group, Metric
+from amidkd.evaluation.metrics import GROUPS, METRICS, Metric
 from amidkd.evaluation.statistics import Estimate
 from amidkd.report.page import Grid, GridRow, Head
 
@@ -32,7 +32,7 @@ def estimates_of(entry: Mapping[str, Any], side: str) -> dict[str, Estimate]:
 def measured(entry: Mapping[str, Any]) -> list[str]:
     """Metrics that any side has, in the order of the groups and of :data:`~amidkd.evaluation.METRICS`."""
     known = {name for side in _SIDES for name in estimates_of(entry, side)}
-    order = {group: place for place, group in enumerate(get_args(Group))}
+    order = {group: place for place, group in enumerate(GROUPS)}
     return sorted((name for name in METRICS if name in known), key=lambda name: order[METRICS[name].group])
 
 
@@ -62,7 +62,7 @@ def results_of(entry: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[st
             for side in sides
         )
         picture = strip(metric, *(estimates.get(side, {}).get(name) for side in ("student", "teacher")))
-        rows.append(GridRow(Head(metric.label, unit_of(metric)), cells, metric.group, picture))
+        rows.append(GridRow(Head(metric.label, unit_of(metric)), cells, GROUPS[metric.group], picture))
     data = entry["data"]
     return {
         "grid": Grid(f"{data['rows']} rows", tuple(map(Head, sides)), tuple(rows)),

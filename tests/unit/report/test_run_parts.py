@@ -86,7 +86,7 @@ def test_results_stand_in_groups_with_level_and_settings() -> None:
     )
     settings = {"sampling_seeds": [1, 2], "temperature": 1.0, "max_new_tokens": 9, "no_repeat_ngram_size": 3}
     table = results_of(found, settings)
-    assert [row.group for row in table["grid"].rows] == ["answers", "real text", "calibration"]
+    assert [row.group for row in table["grid"].rows] == ["Answers", "Real text", "Calibration"]
     assert measured(found) == ["exact_match_sampled", "nll", "ece"]
     assert table["grid"].rows[1].cells[0].interval == "0.400 to 0.600"
     for words in ("95 % confidence interval", "v.jsonl", "seeds 1, 2", "No run of 3 tokens", "Longest answer: 9"):
