@@ -263,6 +263,7 @@ def judge_pairs(
     Returns:
         Points of every pair. Where the judge stopped answering, those that there are, and why.
     """
+    transcript.parent.mkdir(parents=True, exist_ok=True)
     known = {line["key"]: line for line in read_json_lines(transcript)}
     if known:
         # A kill may have cut the last line; nothing is to be appended to its half.
