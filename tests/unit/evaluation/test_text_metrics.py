@@ -1,7 +1,9 @@
 """Scores of an answer as text against plain definitions."""
 
+import json
 import random
 from decimal import Decimal
+from pathlib import Path
 
 import pytest
 
@@ -109,6 +111,17 @@ def test_the_number_of_an_answer(text: str, number: str) -> None:
 @pytest.mark.parametrize("text", ["", "none at all", "#### ", "7 of them ####", "A1B2"])
 def test_an_answer_without_a_number(text: str) -> None:
     assert number_of(text) is None
+
+
+def test_numbers_of_real_solutions(shared: Path) -> None:
+    lines = (shared / "data" / "gsm8k_train.jsonl").read_text(encoding="utf-8").split("\n")
+    solutions = [json.loads(line)["completion"] for line in lines if line]
+    for solution in solutions:
+        after = solution.rpartition("####")[2].strip().replace(",", "")
+        assert number_of(solution) == Decimal(after)
+    # Most solutions say the number last, before the mark too.
+    told = [number_of(solution.rpartition("####")[0]) == number_of(solution) for solution in solutions]
+    assert sum(told) > 0.97 * len(told)
 
 
 def test_numeric_match_compares_numbers_not_texts() -> None:
