@@ -142,7 +142,13 @@ def draft(
     longest = [max_new_tokens] * len(prompts)
     limits = [min(pair) for pair in zip(*(answer_limits(m, prompts, longest) for m in (student, teacher)), strict=True)]
     # Where a pad token is another than EOS, transformers takes it for padding in what the student has drafted.
-    settings = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "num_assistant_tokens": draft_tokens}
+    settings: dict[str, Any] = {
+        "do_sample": True,
+        "temperature": 1.0,
+        "top_k": 0,
+        "top_p": 1.0,
+        "num_assistant_tokens": draft_tokens,
+    }
     settings |= {"eos_token_id": list(eos_ids), "pad_token_id": eos_ids[0] if eos_ids else None}
     counts = _Counts()
     seconds, alone_seconds, alone_tokens = 0.0, 0.0, 0
