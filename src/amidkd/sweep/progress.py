@@ -41,9 +41,13 @@ class Progress:
         self._thread = threading.Thread(target=self._follow, daemon=True)
         self._told: dict[int, str] = {}
         self._last_line = time.monotonic()
-        self._known = False
 
     def __enter__(self) -> "Progress":
+        found = self._read()
+        # What earlier sessions did is one line.
+        self._told = {trial["number"]: trial["state"] for trial in found.get("trials", ()) if _is_over(trial)}
+        if self._told and not self._console.is_terminal:
+            self._say(f"Going on: {counts_line(found)}. {best_line(found)}")
         self._thread.start()
         return self
 
@@ -78,18 +82,15 @@ class Progress:
         if not found:
             return
         for trial in found["trials"]:
-            state = trial["state"]
-            if self._told.get(trial["number"]) == state:
+            before, state = self._told.get(trial["number"]), trial["state"]
+            if before == state:
                 continue
-            # What earlier sessions did is one line, below.
-            if self._known or state == "running":
-                self._say(_event(trial, found, self._told.get(trial["number"])))
-                if state != "running":
-                    self._say(f"  {counts_line(found)}{self._left(found)}. {best_line(found)}")
             self._told[trial["number"]] = state
-        if not self._known and any(trial["state"] != "running" for trial in found["trials"]):
-            self._say(f"Going on: {counts_line(found)}. {best_line(found)}")
-        self._known = True
+            if before is None and _is_over(trial):
+                self._say(f"Trial {trial['number']} begins: {_settings(trial)}")
+            self._say(_event(trial, found))
+            if _is_over(trial):
+                self._say(f"  {counts_line(found)}{self._left(found)}. {best_line(found)}")
         if time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES:
             for trial in found["trials"]:
                 if trial["state"] == "running":
@@ -202,6 +203,10 @@ def step_line(folder: Path, trial: Mapping[str, Any]) -> str:
     return where if done == "evaluation" else f"{where} {at['step']}/{at['steps']}" + loss
 
 
+def _is_over(trial: Mapping[str, Any]) -> bool:
+    return bool(trial["state"] != "running")
+
+
 def _home(folder: Path, trial: Mapping[str, Any]) -> Path:
     return folder / str(trial["folder"])
 
@@ -230,7 +235,7 @@ def _short(value: Any) -> str:
     return str(value)
 
 
-def _event(trial: Mapping[str, Any], found: Found, before: str | None) -> str:
+def _event(trial: Mapping[str, Any], found: Found) -> str:
     name, state = f"Trial {trial['number']}", trial["state"]
     if state == "running":
         return f"{name} {'goes on' if trial['resumed'] else 'begins'}: {_settings(trial)}"

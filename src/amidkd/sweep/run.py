@@ -89,7 +89,7 @@ def _try_all(study: SweepStudy, tree: Mapping[str, Any], shared: Shared) -> None
     sweep, folder = study.sweep, study.folder
     found = write_snapshot(study)
     number = "trials" if found["expected_trials"] is None else f"{found['expected_trials']} trials"
-    _say(f"{study.optuna.study_name}: {number}, {sweep.sampler.kind}, over {', '.join(sweep.space)}")  # type: ignore[arg-type]
+    _say(f"{study.optuna.study_name}: {number}, {sweep.sampler.kind}, over {', '.join(sweep.space)}")
     where = _shown(folder)
     _say(f"What they say goes to {where}/{_LOG}. Stop at any time; amidkd sweep {where} goes on.")
     if sweep.ray is not None:
