@@ -19,7 +19,7 @@ from amidkd.evaluation.statistics import Estimate, Scores, clusters, exponential
 
 __all__ = ["Gap", "Runs", "Spread", "Verdict", "compare_with", "metric_of"]
 
-Finding = Literal["same", "noise", "prompts", "seeds differ", "holds", "unknown"]
+Finding = Literal["same", "noise", "prompts", "seeds differ", "few seeds", "holds", "unknown"]
 
 
 def metric_of(name: str) -> Metric | None:
@@ -144,13 +144,21 @@ class Verdict:
 
     Args:
         finding: ``same`` (no prompt differs), ``noise``, ``prompts`` (holds over prompts; nothing is known about
-            training seeds), ``seeds differ`` (holds over prompts, not over training seeds), ``holds`` (over both) or
-            ``unknown`` (a value is not finite).
-        words: The same as a reader sees it.
+            training seeds), ``seeds differ`` (holds over prompts, not over training seeds), ``few seeds`` (over
+            training seeds only as long as it is the only test), ``holds`` (over both) or ``unknown`` (a value is not
+            finite).
+        head: The same in a word or two.
+        rest: What to add to it.
     """
 
     finding: Finding
-    words: str
+    head: str
+    rest: str = ""
+
+    @property
+    def words(self) -> str:
+        """The whole of it, as a reader sees it."""
+        return f"{self.head} {self.rest}".strip()
 
 
 @dataclass(frozen=True)
@@ -238,24 +246,23 @@ def _gap(name: str, baseline: Runs, other: Runs, bootstrap: Bootstrap) -> Gap | 
 
 def _verdict(gap: Gap, chance: float) -> Verdict:
     if not math.isfinite(gap.gap.value):
-        return Verdict("unknown", "a value is not finite")
+        return Verdict("unknown", "unknown", "(a value is not finite)")
     if gap.differing == 0:
-        return Verdict("same", "the same on every prompt")
+        return Verdict("same", "the same", "on every prompt")
     seeds_hold = gap.seeds is not None and gap.seeds_adjusted <= chance
     if not gap.adjusted <= chance:
-        alone = gap.p <= chance
-        words = "inside the noise"
-        if alone:
-            words += " of so many tests"
-        elif seeds_hold:
-            words += " of the prompts, though training seeds agree"
-        return Verdict("noise", words)
+        why = "of so many tests" if gap.p <= chance else ""
+        if seeds_hold:
+            why = "of the prompts, though training seeds agree"
+        return Verdict("noise", "inside the noise", why)
     direction = _direction(gap)
     if gap.seeds is None:
-        return Verdict("prompts", f"{direction} on these prompts; training seeds unknown")
+        return Verdict("prompts", direction, "over prompts; training seeds unknown")
     if seeds_hold:
-        return Verdict("holds", f"{direction}, over prompts and training seeds")
-    return Verdict("seeds differ", f"{direction} over prompts only, inside the noise of training seeds")
+        return Verdict("holds", direction, "over prompts and training seeds")
+    if gap.seeds.p <= chance:
+        return Verdict("few seeds", direction, "over prompts; training seeds agree, too few for so many tests")
+    return Verdict("seeds differ", direction, "over prompts only, inside the noise of training seeds")
 
 
 def _direction(gap: Gap) -> str:

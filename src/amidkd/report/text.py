@@ -151,13 +151,17 @@ def write_compared_text(found: Compared, path: Path, form: TextFormat) -> Path:
     for side in found.sides[1:]:
         heads = ["metric", found.baseline.name, side.name, "difference", "p", "over training seeds", "so it is"]
         rows = [
-            [row["label"], *row["values"], _cell(row["gap"]), row["p"], row["seeds"], row["verdict"]]
+            [row["label"], *row["values"], _cell(row["gap"]), row["p"], _seeds(row["seeds"]), row["verdict"].words]
             for row in pair_rows(found.baseline, side)
         ]
         parts += [f"## {side.name} against {found.baseline.name}", sentence_of_pair(found.baseline, side)]
         parts += [_table(heads, rows)]
     write_atomic(path, "\n\n".join([*parts, *statistics_note(found)]) + "\n")
     return path
+
+
+def _seeds(found: Mapping[str, str]) -> str:
+    return f"{found['interval']} (p {found['p']})" if found["p"] else found["interval"]
 
 
 def _comparison(found: Compared) -> dict[str, Any]:

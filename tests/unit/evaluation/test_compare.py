@@ -39,7 +39,7 @@ def test_a_difference_inside_the_noise_is_called_so() -> None:
 
 def test_one_run_each_holds_over_prompts_and_says_nothing_of_seeds() -> None:
     found = verdict(runs("a", 0.0), runs("b", 0.5, seed=1))
-    assert (found.finding, found.words) == ("prompts", "worse on these prompts; training seeds unknown")
+    assert (found.finding, found.words) == ("prompts", "worse over prompts; training seeds unknown")
     assert verdict(runs("a", 0.5), runs("b", 0.0, seed=1)).words.startswith("better")
     shares = runs("a", 0.0, metric="exact_match_greedy"), runs("b", 0.5, seed=1, metric="exact_match_greedy")
     assert verdict(*shares).words.startswith("better"), "higher is better here"
@@ -49,13 +49,25 @@ def test_one_run_each_holds_over_prompts_and_says_nothing_of_seeds() -> None:
 
 def test_runs_that_agree_hold_over_both() -> None:
     found = verdict(runs("a", 0.0, 0.05, 0.02), runs("b", 0.5, 0.56, 0.51, seed=1))
-    assert (found.finding, found.words) == ("holds", "worse, over prompts and training seeds")
+    assert (found.finding, found.words) == ("holds", "worse over prompts and training seeds")
 
 
 def test_runs_that_scatter_support_prompts_only() -> None:
     found = verdict(runs("a", 0.0, 0.9, -0.6), runs("b", 0.2, 0.1, 1.0, seed=1))
     assert found.finding == "seeds differ"
     assert found.words == "worse over prompts only, inside the noise of training seeds"
+
+
+def test_few_seeds_that_agree_are_said_to_be_few() -> None:
+    # Three metrics that move alike: one alone would pass over two seeds, three together do not.
+    def group(name: str, *shifts: float, seed: int = 0) -> Runs:
+        alone = runs(name, *shifts, seed=seed)
+        return Runs(name, alone.seeds, tuple({f"task{n}.nll": run["nll"] for n in range(3)} for run in alone.scores))
+
+    (gaps,) = compare_with(group("a", 0.0, 0.0), [group("b", 0.5, 0.5, seed=1)], bootstrap=FEW)
+    assert gaps[0].seeds.p <= 0.05 < gaps[0].seeds_adjusted
+    assert gaps[0].verdict.finding == "few seeds"
+    assert gaps[0].verdict.words == "worse over prompts; training seeds agree, too few for so many tests"
 
 
 def test_many_tests_are_corrected_together() -> None:
@@ -94,7 +106,7 @@ def test_other_numbers_of_sampling_seeds_are_averaged_first() -> None:
 def test_an_infinite_value_is_no_verdict() -> None:
     infinite = Scores(np.append(HARD[:-1], math.inf), np.ones(120))
     found = verdict(runs("a", 0.0), Runs("b", (1,), ({"nll": infinite},)))
-    assert (found.finding, found.words) == ("unknown", "a value is not finite")
+    assert (found.finding, found.words) == ("unknown", "unknown (a value is not finite)")
 
 
 def test_training_and_sampling_seeds_are_kept_apart() -> None:

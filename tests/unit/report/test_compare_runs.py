@@ -96,7 +96,7 @@ def test_runs_of_one_configuration_are_draws_of_it(tmp_path: Path) -> None:
     gap = found["sides"][1]["difference"]["nll"]
     assert gap["over_training_seeds"]["paired"]
     assert gap["over_training_seeds"]["df"] == 2
-    assert (gap["finding"], gap["verdict"]) == ("holds", "worse, over prompts and training seeds")
+    assert (gap["finding"], gap["verdict"]) == ("holds", "worse over prompts and training seeds")
     assert {e["over"] for e in found["sides"][0]["metrics"]["nll"]["errors"]} == {"prompts", "training seeds"}
     assert set(found["sides"][0]["spread"]["exact_match_sampled"]) == {"training seeds", "sampling seeds"}
 
@@ -177,7 +177,7 @@ def test_the_page_the_markdown_and_the_screen_agree(tmp_path: Path, capsys: pyte
     assert f"| NLL of real text | {data['sides'][0]['metrics']['nll']['value']:.3f} |" in text
     assert f"{shown} ({interval}" in text
     assert "a\\|b" in text
-    for words in (shown, interval, "worse on these prompts; training seeds unknown", "from c"):
+    for words in (shown, interval, "over prompts; training seeds unknown", "from c"):
         assert words in page
 
 

@@ -24,8 +24,16 @@ def gap_figures(name: str, gaps: Sequence[Gap]) -> list[Figure]:
     for unit, label in _UNITS.items():
         shown = [gap for gap in gaps if _unit(gap) == unit and math.isfinite(gap.gap.value)]
         if shown:
-            pictures.append(_figure(f"{name}-{unit}", shown, label, 100.0 if unit == "share" else 1.0))
+            caption = "" if pictures else _caption(gaps)
+            pictures.append(_figure(f"{name}-{unit}", shown, label, 100.0 if unit == "share" else 1.0, caption))
     return pictures
+
+
+def _caption(gaps: Sequence[Gap]) -> str:
+    text = "Bars are confidence intervals. Where one holds 0, the difference is inside that noise."
+    if any(gap.seeds is not None for gap in gaps):
+        text += " With few training seeds their interval is wide: two runs say little about a third."
+    return text
 
 
 def _unit(gap: Gap) -> str | None:
@@ -33,11 +41,10 @@ def _unit(gap: Gap) -> str | None:
     return metric.unit if metric is not None and metric.better is not None else None
 
 
-def _figure(name: str, gaps: Sequence[Gap], unit: str, factor: float) -> Figure:
+def _figure(name: str, gaps: Sequence[Gap], unit: str, factor: float, caption: str) -> Figure:
     metrics = [metric_of(gap.metric) for gap in gaps]
     # Better is to the right for every metric, so a picture is read without knowing which way each one goes.
     signs = [factor if metric is not None and metric.better == "higher" else -factor for metric in metrics]
-    over_seeds = any(gap.seeds is not None for gap in gaps)
 
     def draw(axes: Any) -> None:
         axes.axvline(0, color=MUTED, linewidth=0.9)
@@ -60,11 +67,8 @@ def _figure(name: str, gaps: Sequence[Gap], unit: str, factor: float) -> Figure:
 
     tips = {f"point{place}": _tip(gap) for place, gap in enumerate(gaps)}
     title = f"Differences in {unit}"
-    note = "Bars are confidence intervals. Where one holds 0, the difference is inside that noise."
-    if over_seeds:
-        note += " With few training seeds their interval is wide: two runs say little about a third."
     height = 1.1 + 0.3 * len(gaps)
-    return Figure(title, draw_svg(name, title, draw, height=height, width=5.4, tips=tips), note)
+    return Figure(title, draw_svg(name, title, draw, height=height, width=5.4, tips=tips), caption)
 
 
 def _tip(gap: Gap) -> str:

@@ -51,7 +51,7 @@ def load_runs(paths: Sequence[Path]) -> tuple[list[Loaded], list[str]]:
     """Read evaluated runs.
 
     Args:
-        paths: Folders of runs.
+        paths: Folders of runs; an earlier comparison among them, as ``runs/*`` gives it, is passed over.
 
     Returns:
         The runs, and a line for each path that was left out, with the reason and what would help.
@@ -59,7 +59,7 @@ def load_runs(paths: Sequence[Path]) -> tuple[list[Loaded], list[str]]:
     Raises:
         SettingError: Fewer than two runs can be compared.
     """
-    places = list(dict.fromkeys(path.resolve() for path in paths))
+    places = list(dict.fromkeys(path.resolve() for path in paths if not (path.is_file() and path.stem == "comparison")))
     names = names_of(places)
     found, omitted = [], []
     for path in places:
@@ -79,6 +79,8 @@ def _load(path: Path, name: str) -> Loaded:
     folder, shown = RunFolder(path), os.path.relpath(path)
     if not path.exists():
         raise SettingError("there is no such folder")
+    if path.is_file():
+        raise SettingError("a file; name the folder of a run")
     if (path / "sweep.json").is_file():
         raise SettingError(f"a sweep; its trials are runs: amidkd report --compare {shown}/trials/*/seed-*")
     if not folder.record_file.is_file():

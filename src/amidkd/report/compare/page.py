@@ -99,7 +99,7 @@ def pair_rows(baseline: Side, side: Side) -> list[dict[str, Any]]:
                 "gap": show(gap.gap, metric, sign=True),
                 "p": p_text(gap.adjusted),
                 "seeds": seeds_text(gap),
-                "verdict": gap.verdict.words,
+                "verdict": gap.verdict,
                 "look": _look(gap),
                 "differing": f"{gap.differing:,} of {gap.prompts:,} prompts differ",
             }
@@ -110,10 +110,9 @@ def pair_rows(baseline: Side, side: Side) -> list[dict[str, Any]]:
 
 
 def _look(gap: Gap) -> str:
-    """How the verdict is marked: ``better`` and ``worse`` only for what nothing speaks against."""
+    """How the verdict is marked: in colour only for what nothing speaks against."""
     if gap.verdict.finding in ("holds", "prompts"):
-        first = gap.verdict.words.split()[0].strip(",")
-        return first if first in ("better", "worse") else ""
+        return {"better": "right", "worse": "wrong"}.get(gap.verdict.head, "")
     return "unsure"
 
 
@@ -175,34 +174,42 @@ def print_compared(found: Compared) -> None:
     Args:
         found: The comparison.
     """
-    from rich.box import SIMPLE_HEAD
     from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
 
     console = Console()
-
-    def line(text: str) -> None:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-    for side in found.sides[1:] if len(found.sides) <= _MOST_PICTURES else ():
-        table = Table(box=SIMPLE_HEAD, pad_edge=False)
-        table.add_column("", no_wrap=True)
-        for head in (found.baseline.name, side.name, "difference"):
-            table.add_column(Text(head), justify="right")
-        table.add_column("p", justify="right")
-        table.add_column("")
-        for row in pair_rows(found.baseline, side):
-            gap = row["gap"]
-            interval = f" [{gap.interval.replace(' to ', ',')}]" if gap.interval else ""
-            table.add_row(row["label"], *row["values"], Text(f"{gap.text}{interval}"), row["p"], row["verdict"])
-        console.print(table)
-    for side in found.sides[1:]:
-        line(sentence_of_pair(found.baseline, side))
-    if len(found.sides) <= _MOST_PICTURES:
-        line(
+    in_full = len(found.sides) <= _MOST_PICTURES
+    if in_full:
+        for side in found.sides[1:]:
+            console.print(_table(found, side, narrow=console.width < _NARROW))
+    lines = [sentence_of_pair(found.baseline, side) for side in found.sides[1:]]
+    if in_full:
+        lines.append(
             f"[low,high]: {100 * found.level:g} % confidence interval over prompts, paired. p: sign-flip test over "
             "prompts, after Holm’s correction over all tests."
         )
-    for text in [*found.notes, *(f"Left out: {each}" for each in found.omitted)]:
-        line(text)
+    for line in [*lines, *found.notes, *(f"Left out: {each}" for each in found.omitted)]:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+_NARROW = 100
+"""Columns of a terminal below which a table leaves p out."""
+
+
+def _table(found: Compared, side: Side, *, narrow: bool) -> Any:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("", overflow="fold")
+    for head in (found.baseline.name, side.name, "difference", *(() if narrow else ("p",))):
+        # A number is never cut; a long name may be.
+        table.add_column(Text(head), justify="right", overflow="fold")
+    table.add_column("")
+    for row in pair_rows(found.baseline, side):
+        gap, verdict = row["gap"], row["verdict"]
+        interval = f" [{gap.interval.replace(' to ', ',')}]" if gap.interval else ""
+        words = verdict.head + {"seeds differ": ", prompts only", "few seeds": ", few seeds"}.get(verdict.finding, "")
+        cells = [row["label"], *row["values"], f"{gap.text}{interval}", *(() if narrow else (row["p"],)), words]
+        table.add_row(*map(Text, cells))
+    return table

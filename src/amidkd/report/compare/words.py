@@ -52,11 +52,11 @@ def sentence_of_sides(found: Compared) -> str:
 
 def sentence_of_pair(baseline: Side, side: Side) -> str:
     """How a side compares with the baseline, in one sentence: what holds, and what is inside the noise."""
-    held = [gap for gap in side.gaps if gap.verdict.finding in ("holds", "prompts", "seeds differ")]
+    held = [gap for gap in side.gaps if gap.verdict.finding in ("holds", "prompts", "few seeds", "seeds differ")]
     noise = sum(gap.verdict.finding in ("noise", "same") for gap in side.gaps)
     parts = []
     for way in ("better", "worse", "higher", "lower"):
-        found = [gap for gap in held if gap.verdict.words.startswith(way)]
+        found = [gap for gap in held if gap.verdict.head == way]
         if found:
             parts.append(f"{way} in {_list([_label(gap) for gap in found])}")
     tests = len(side.gaps)
@@ -73,11 +73,20 @@ def sentence_of_pair(baseline: Side, side: Side) -> str:
 def _what_it_rests_on(held: Sequence[Gap]) -> str:
     kinds = {gap.verdict.finding for gap in held}
     if kinds == {"prompts"}:
-        return ". One training seed is on a side, so that this may not hold for another training"
-    if "seeds differ" in kinds:
-        unsure = [_label(gap) for gap in held if gap.verdict.finding == "seeds differ"]
-        return f". Over training seeds {_list(unsure)} {'is' if len(unsure) == 1 else 'are'} inside the noise"
-    return ", over prompts and over training seeds"
+        return ". A side is a single training run, so this may not hold for another training seed"
+    if kinds == {"holds"}:
+        return ", over prompts and over training seeds"
+    if kinds == {"few seeds"}:
+        return ". Training seeds agree, but are too few for so many tests"
+    text = ""
+    for finding, told in (
+        ("few seeds", "seen by too few seeds for so many tests"),
+        ("seeds differ", "inside the noise"),
+    ):
+        names = [_label(gap) for gap in held if gap.verdict.finding == finding]
+        if names:
+            text += f". Over training seeds {_list(names)} {'is' if len(names) == 1 else 'are'} {told}"
+    return text
 
 
 def _label(gap: Gap) -> str:
@@ -85,7 +94,7 @@ def _label(gap: Gap) -> str:
     return gap.metric if metric is None else metric.label
 
 
-def _list(names: Sequence[str], most: int = 5) -> str:
+def _list(names: Sequence[str], most: int = 3) -> str:
     shown = list(names[:most])
     if len(names) > most:
         shown.append(f"{len(names) - most} more")
@@ -99,13 +108,13 @@ def p_text(p: float) -> str:
     return f"{p:.3f}" if p >= 0.001 else f"{p:.1g}"
 
 
-def seeds_text(gap: Gap) -> str:
-    """The interval of a difference with training runs as units; a dash where one side has a single run."""
+def seeds_text(gap: Gap) -> dict[str, str]:
+    """The interval of a difference with training runs as units, and its p; a dash where one side has a single run."""
     metric = metric_of(gap.metric)
     if gap.seeds is None or metric is None:
-        return "–"
+        return {"interval": "–", "p": ""}
     found = show(Estimate(gap.seeds.value, interval=gap.seeds.interval), metric, sign=True)
-    return f"{found.interval} (p {p_text(gap.seeds_adjusted)})"
+    return {"interval": found.interval, "p": p_text(gap.seeds_adjusted)}
 
 
 def statistics_note(found: Compared) -> list[str]:
