@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from amidkd.evaluation import distribution
-from amidkd.evaluation.distribution import compare, negative_log_likelihood
+from amidkd.evaluation.distribution import compare, negative_log_likelihood, one_model
 from amidkd.signals import Hidden, Logits
 
 N, WIDE, NARROW, SHARED = 37, 23, 21, 19
+EPSILON = 0.02
 
 
 def signals(dtype: torch.dtype = torch.float64) -> tuple[Hidden, Hidden, torch.Tensor]:
@@ -37,7 +38,9 @@ def probabilities(signal: Hidden) -> torch.Tensor:
 @pytest.mark.parametrize("memory_mb", [1e-9, 1e-2, 128.0])
 def test_numbers_are_the_definitions_on_the_shared_vocabulary(dtype, tolerance, memory_mb) -> None:
     student, teacher, labels = signals(dtype)
-    found = compare(student=student, teacher=teacher, labels=labels, vocab_size=SHARED, memory_mb=memory_mb)
+    found = compare(
+        student=student, teacher=teacher, labels=labels, vocab_size=SHARED, epsilon=EPSILON, memory_mb=memory_mb
+    )
     p, q = probabilities(teacher), probabilities(student)
     rows = torch.arange(N)
     expected = {
@@ -47,14 +50,22 @@ def test_numbers_are_the_definitions_on_the_shared_vocabulary(dtype, tolerance, 
         "kl_student_teacher": (q * (q / p).log()).sum(-1),
         "total_variation": 1 - torch.minimum(p, q).sum(-1),
         "agreement": (p.argmax(-1) == q.argmax(-1)).double(),
+        "coverage": (p * (q > EPSILON)).sum(-1),
+        "confidence": q.max(-1).values,
+        "right": (q.argmax(-1) == labels).double(),
     }
     for name, wanted in expected.items():
         value = getattr(found, name)
         assert value.dtype == dtype
         assert value.shape == (N,)
         assert torch.allclose(value.double(), wanted, rtol=tolerance, atol=tolerance), name
-    alone = negative_log_likelihood(student, labels, vocab_size=SHARED, memory_mb=memory_mb)
-    assert torch.allclose(alone.double(), expected["nll_student"], rtol=tolerance, atol=tolerance)
+    assert 0 < float(expected["right"].sum()) < N
+    assert float(expected["coverage"].min()) < 0.9
+    alone = one_model(student, labels, vocab_size=SHARED, memory_mb=memory_mb)
+    for name, value in (("nll_student", alone.nll), ("confidence", alone.confidence), ("right", alone.right)):
+        assert torch.allclose(value.double(), expected[name], rtol=tolerance, atol=tolerance), name
+    plain = negative_log_likelihood(student, labels, vocab_size=SHARED, memory_mb=memory_mb)
+    assert torch.equal(plain, alone.nll)
 
 
 def test_a_model_is_no_distance_from_itself() -> None:
@@ -77,6 +88,19 @@ def test_a_token_that_one_side_rules_out_is_infinitely_far_and_never_nan() -> No
     assert torch.isfinite(found.kl_teacher_student).all()
     p, q = ruled_out.softmax(-1), probabilities(student)
     assert torch.allclose(found.total_variation, 0.5 * (p - q).abs().sum(-1))
+
+
+def test_what_a_student_rules_out_is_not_covered() -> None:
+    student, teacher, labels = signals()
+    ruled_out = probabilities(student).log()
+    ruled_out[:, 3:] = -math.inf
+    found = compare(student=Logits(ruled_out), teacher=teacher, labels=labels, vocab_size=SHARED, epsilon=1e-9)
+    p, q = probabilities(teacher), ruled_out.softmax(-1)
+    assert torch.allclose(found.coverage, (p[:, :3]).sum(-1))
+    assert torch.allclose(found.confidence, q.max(-1).values)
+    whole = compare(student=teacher, teacher=teacher, labels=labels, vocab_size=SHARED, epsilon=1e-9)
+    assert torch.allclose(whole.coverage, torch.ones(N, dtype=torch.float64))
+    assert float(whole.coverage.max()) <= 1.0
 
 
 def test_logits_are_made_a_few_tokens_at_a_time(monkeypatch) -> None:
