@@ -152,6 +152,30 @@ def test_what_is_not_finite_is_told_so(browser, page) -> None:
     assert "KL not finite" in tip_of(browser)
 
 
+def test_curves_are_read_off_by_pointer_and_by_arrows(browser, page) -> None:
+    browser.open(page)
+    curve = browser.one("figure svg[data-readout]")
+    browser.run("arguments[0].scrollIntoView({block: 'center'})", curve)
+    # The tick of step 4 is where the pointer should find step 4.
+    tick = next(each for each in browser.all("figure svg[data-readout] text") if each.text == "4")
+    x, y = browser.run(
+        "const t = arguments[0].getBoundingClientRect(), b = arguments[1].getBoundingClientRect();"
+        "return [t.x + t.width / 2, b.y + b.height / 2];",
+        tick,
+        curve,
+    )
+    mouse = {"type": "mouseMoved", "x": x, "y": y}
+    browser.driver.execute_cdp_cmd("Input.dispatchMouseEvent", mouse)
+    assert tip_of(browser) == "optimizer step 4\nloss: 0.25"
+    browser.point_at(browser.one("h1"))
+    assert tip_of(browser) == ""
+    browser.run("arguments[0].focus()", curve)
+    browser.press("\ue011", "\ue014")
+    assert tip_of(browser) == "optimizer step 2\nloss: 0.5"
+    browser.press("\ue010")
+    assert tip_of(browser) == "optimizer step 8\nloss: 0.125"
+
+
 def test_samples_are_filtered_and_ordered(browser, page) -> None:
     browser.open(page)
     prompts = "#sample-list .sample dd:nth-of-type(1)"

@@ -1,10 +1,12 @@
 """Figures as inline SVG: they take their colours and font from the page, so that they follow light and dark."""
 
 import io
+import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 from amidkd.evaluation.statistics import Estimate
@@ -113,7 +115,21 @@ def line_figure(
             columns = 2 if len(series) > 3 else len(series)
             axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=columns)
 
-    return Figure(title, draw_svg(name, title, draw, height=2.5), caption)
+    points = [
+        {
+            "label": line.label,
+            "x": [_plain(value) for part, _ in pieces for value in _binned(part, size)],
+            "y": [_plain(value) for _, part in pieces for value in _binned(part, size)],
+        }
+        for line in series
+        for pieces in (_pieces(line),)
+    ]
+    readout = {"name": xlabel, "lines": points}
+    return Figure(title, draw_svg(name, title, draw, height=2.5, readout=readout), caption)
+
+
+def _plain(value: float) -> float:
+    return float(f"{value:.5g}")
 
 
 def interval_figure(
@@ -219,6 +235,7 @@ def draw_svg(
     height: float,
     width: float = 4.4,
     tips: Mapping[str, str] | None = None,
+    readout: Mapping[str, Any] | None = None,
 ) -> str:
     """An ``<svg>`` element with the page's colours and font.
 
@@ -229,24 +246,36 @@ def draw_svg(
         height: Inches; a page stretches the picture to the width that it has.
         width: Inches.
         tips: What a pointer is told over a part of the picture, by the ``gid`` that ``draw`` gave it.
+        readout: Points that a pointer reads off: ``name`` of the x axis, and ``lines`` with ``label``, ``x`` and ``y``.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure as Canvas
 
     with rc_context({**_STYLE, "svg.hashsalt": name}):
         canvas = Canvas(figsize=(width, height), layout="constrained")
-        draw(canvas.add_subplot())
+        axes = canvas.add_subplot()
+        draw(axes)
         buffer = io.StringIO()
         canvas.savefig(
             buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
         )
-    return _inline(buffer.getvalue(), name, title, tips or {})
+    svg = _inline(buffer.getvalue(), name, title, tips or {})
+    return svg if readout is None else _readable(svg, axes, readout)
+
+
+def _readable(svg: str, axes: Any, readout: Mapping[str, Any]) -> str:
+    """The picture with its points, and where its axes are in it, for the script that reads them off."""
+    box, (width, height) = axes.get_position(), axes.figure.get_size_inches()
+    # An SVG has 72 units an inch, and 0 is at the top.
+    across, down = 72 * width, 72 * height
+    span = [across * box.x0, across * box.x1, down * (1 - box.y1), down * (1 - box.y0)]
+    content = {**readout, "span": [round(float(end), 2) for end in span], "limits": [float(x) for x in axes.get_xlim()]}
+    text = escape(json.dumps(content, ensure_ascii=False, separators=(",", ":")), quote=True)
+    return svg.replace(' role="img"', f' role="img" data-readout="{text}"', 1)
 
 
 def _inline(text: str, name: str, title: str, tips: Mapping[str, str]) -> str:
     """The ``<svg>`` element alone, with ids of its own, the page's colours and font, and a name for screen readers."""
-    from html import escape
-
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'(\sid=")', rf"\g<1>{name}-", text)

@@ -101,4 +101,5 @@ def _name(axes: Any, words: str, point: tuple[float, float], distance: float, **
     """Words above a point of the lower half, below one of the upper half."""
     up = point[1] < 0.5
     offset = (0, distance if up else -distance)
+    style["bbox"] = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.5}
     axes.annotate(words, point, offset, textcoords="offset points", ha="center", va="bottom" if up else "top", **style)

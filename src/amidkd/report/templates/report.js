@@ -7,6 +7,7 @@ What a page can do beyond being read. Everything is there without this file; it 
   [data-filter="Label"]      a field above a table, or a list of any elements, that shows only what holds all its words
   [data-few="12"]            a list of which only so many are shown until a button below it is pressed, or a filter asks for more
   select[data-sort-for=id]   sorts the children of an element: options "kl descending" read data-kl of each child
+  svg[data-readout]          reads off the curves under the pointer, or along them with the arrows
   [data-tip], svg <title>    text on hover, focus or tap; arrows move between the tips of one picture
 
 amidkd.enhance(element) does this for what came into the page later; amidkd.tips(container, selector, contentOf) makes tips
@@ -257,6 +258,61 @@ const amidkd = (() => {
     picture.setAttribute("role", "group");
     tips(picture, "[data-tip]", textTip);
   }
+  /* Curves: the values at the step under the pointer, or at the one that the arrows are at. */
+  function makeReadout(picture) {
+    const { name, lines, span: [left, right, top, bottom], limits: [low, high] } = JSON.parse(picture.dataset.readout);
+    const steps = [...new Set(lines.flatMap((line) => line.x))].sort((a, b) => a - b);
+    const nearest = (values, value) =>
+      values.reduce((best, each, at) => (Math.abs(each - value) < Math.abs(values[best] - value) ? at : best), 0);
+    const cursor = document.createElementNS(picture.namespaceURI, "line");
+    cursor.classList.add("cursor");
+    cursor.setAttribute("y1", top);
+    cursor.setAttribute("y2", bottom);
+    cursor.setAttribute("visibility", "hidden");
+    picture.append(cursor);
+    picture.setAttribute("tabindex", "0");
+    let at = 0;
+    function read() {
+      const step = steps[at];
+      const place = left + ((step - low) / (high - low)) * (right - left);
+      cursor.setAttribute("x1", place);
+      cursor.setAttribute("x2", place);
+      cursor.setAttribute("visibility", "visible");
+      const told = [`${name} ${step}`];
+      for (const line of lines) {
+        if (step < line.x[0] || step > line.x.at(-1)) continue;
+        told.push(`${line.label}: ${String(line.y[nearest(line.x, step)]).replaceAll("-", "−")}`);
+      }
+      hideTip();
+      showTip(cursor, document.createTextNode(told.join("\n")));
+      picture.setAttribute("aria-describedby", "tip");
+    }
+    function stop() {
+      hideTip();
+      cursor.setAttribute("visibility", "hidden");
+      picture.removeAttribute("aria-describedby");
+    }
+    const point = (event) => {
+      const box = picture.getBoundingClientRect();
+      const place = ((event.clientX - box.left) / box.width) * picture.viewBox.baseVal.width;
+      if (place < left - 6 || place > right + 6) { stop(); return; }
+      at = nearest(steps, low + ((place - left) / (right - left)) * (high - low));
+      read();
+    };
+    picture.addEventListener("pointermove", point);
+    picture.addEventListener("click", point);
+    picture.addEventListener("pointerleave", stop);
+    picture.addEventListener("focus", () => { if (picture.matches(":focus-visible")) read(); });
+    picture.addEventListener("blur", stop);
+    picture.addEventListener("keydown", (event) => {
+      const moves = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: steps.length - 1 };
+      if (!(event.key in moves)) return;
+      event.preventDefault();
+      at = Math.min(Math.max(moves[event.key], 0), steps.length - 1);
+      read();
+    });
+  }
+
   document.addEventListener("keydown", (event) => { if (event.key === "Escape") hideTip(); });
   document.addEventListener("pointerdown", (event) => { if (!shownFor?.contains(event.target)) hideTip(); });
   /* A tip goes with its item; where that leaves the pointer, the browser says so. */
@@ -269,6 +325,7 @@ const amidkd = (() => {
     all("select[data-sort-for]").forEach(makeSorter);
     all("[data-few]").forEach(shorten);
     all("svg").forEach(makeTips);
+    all("svg[data-readout]").forEach(makeReadout);
     for (const item of all("[data-tip]")) {
       if (item.closest("svg")) continue;
       item.setAttribute("tabindex", "0");
