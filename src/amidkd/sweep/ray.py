@@ -10,7 +10,9 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
+import socket
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -29,19 +31,38 @@ __all__ = ["require_ray", "work_on_ray"]
 
 _RESTARTS = 2
 """How often a trial whose worker died goes on from its checkpoint."""
+_PATIENCE = 10.0
 _OBJECT_STORE = 100 * 1024**2
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _log = logging.getLogger("amidkd")
 
 
-def require_ray() -> None:
-    """Refuse to start without Ray Tune.
+def require_ray(settings: RayConfig) -> None:
+    """Refuse to start without Ray Tune, or where nothing answers at the cluster's address.
+
+    Args:
+        settings: ``sweep.ray``.
 
     Raises:
-        SettingError: Naming the extra.
+        SettingError: Naming the extra, or the address.
     """
     if importlib.util.find_spec("ray") is None:
         raise SettingError('sweep.ray needs Ray Tune, which is not installed: pip install "amidkd[ray]"')
+    found = re.fullmatch(r"(?:ray://)?\[?([^/\]]+)\]?:(\d+)", settings.address or "")
+    if found is None:
+        return
+    # Ray itself tries for minutes.
+    try:
+        socket.create_connection((found[1], int(found[2])), timeout=_PATIENCE).close()
+    except (OSError, OverflowError) as error:
+        raise _unreachable(settings, str(error)) from None
+
+
+def _unreachable(settings: RayConfig, reason: str) -> SettingError:
+    return SettingError(
+        f"sweep.ray.address: no Ray cluster at {settings.address or 'this machine'}: {reason.strip('. ')}. Start one "
+        "(ray start --head), or leave `address` out for one on this machine"
+    )
 
 
 def work_on_ray(study: SweepStudy, tree: Mapping[str, Any], shared: Shared) -> None:
@@ -59,7 +80,7 @@ def work_on_ray(study: SweepStudy, tree: Mapping[str, Any], shared: Shared) -> N
     """
     settings = study.sweep.ray
     assert settings is not None
-    require_ray()
+    require_ray(settings)
     with _cluster(settings) as resources:
         room = _room(settings, resources, study.sweep.workers)
         trials = _Trials(study, room)
@@ -262,11 +283,7 @@ def _cluster(settings: RayConfig) -> Iterator[dict[str, float]]:
             else:
                 ray.init(address=settings.address, **common)
     except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise SettingError(
-            f"sweep.ray.address: no Ray cluster at {settings.address or 'this machine'}: {reason}. Start one "
-            "(ray start --head), or leave `address` out for one on this machine"
-        ) from None
+        raise _unreachable(settings, str(error).strip().splitlines()[0]) from None
     try:
         yield dict(ray.cluster_resources())
     finally:

@@ -53,7 +53,7 @@ def run_sweep(config: RunConfig) -> int:
     if config.sweep.ray is not None:
         from amidkd.sweep.ray import require_ray
 
-        require_ray()
+        require_ray(config.sweep.ray)
     session = os.environ.get(SESSION)
     if session is not None:
         return _as_worker(config, float(session))

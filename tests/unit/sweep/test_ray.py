@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -127,4 +128,14 @@ def test_a_machine_without_what_a_trial_asks_for_is_refused(sweep_config) -> Non
 def test_without_ray_the_extra_is_named(sweep_config, monkeypatch) -> None:
     monkeypatch.setattr(on_ray.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SettingError, match=r"pip install \"amidkd\[ray\]\""):
-        on_ray.require_ray()
+        on_ray.require_ray(sweep_config(sweep={"ray": {}}).sweep.ray)
+
+
+@needs_ray
+def test_an_address_where_nothing_answers_is_refused_at_once(sweep_config) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        settings = sweep_config(sweep={"ray": {"address": address}}).sweep.ray
+        with pytest.raises(SettingError, match=rf"sweep\.ray\.address: no Ray cluster at {address}: "):
+            on_ray.require_ray(settings)
