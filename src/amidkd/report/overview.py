@@ -11,7 +11,7 @@ from amidkd.evaluation.display import show
 from amidkd.evaluation.metrics import METRICS, Metric
 from amidkd.evaluation.statistics import Estimate
 from amidkd.report.costs import parameters_of
-from amidkd.report.results import estimates_of, strip
+from amidkd.report.results import estimates_of, strip, unit_of
 from amidkd.report.words import count
 
 __all__ = ["Card", "cards_of", "gap_in_words"]
@@ -72,12 +72,12 @@ def cards_of(record: Mapping[str, Any]) -> list[Card]:
 
 
 def _card(metric: Metric, student: Estimate, teacher: Estimate | None, gap: Estimate | None) -> Card:
-    detail = f"teacher {show(teacher, metric).text}" if teacher is not None else ""
+    detail = f"teacher {show(teacher, metric).text}" if teacher is not None else unit_of(metric)
     words = gap_in_words(metric, gap)
     return Card(
         metric.label,
         show(student, metric).text,
-        f"{detail}; {words}" if detail and words else detail,
+        f"{detail}; {words}" if words else detail,
         strip(metric, student, teacher),
         metric.meaning,
     )

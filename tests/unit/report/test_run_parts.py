@@ -75,7 +75,7 @@ def test_cards_leave_out_what_says_nothing() -> None:
     assert [(card.label, card.value, card.detail) for card in cards] == [
         ("Parameters", "1 k", "the teacher has 2.5 times as many"),
         ("ROUGE-L, sampled", "30.0 %", "teacher 50.0 %; worse than the teacher"),
-        ("NLL of real text", "0.500", ""),
+        ("NLL of real text", "0.500", "nats a token, lower is better"),
     ]
     assert cards_of({}) == []
 
