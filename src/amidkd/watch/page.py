@@ -19,9 +19,9 @@ from amidkd.watch.view import Follower, View
 __all__ = ["LivePage"]
 
 _CURVES_SHARE = 0.05
-"""Drawing takes at most this part of a core's time: the run that is watched may need the rest."""
+"""Drawing takes at most this part of a core's time while the run is under way, which may need the rest."""
 
-_SENTENCE = "The run as it stands; new numbers come by themselves."
+_SENTENCE = "As it stands; new numbers come by themselves."
 
 
 @cache
@@ -130,7 +130,8 @@ class LivePage:
         shown = (len(view.lines), view.lines[-1] if view.lines else None, trials)
         last = self._parts.get("curves", (0, ""))[1]
         began = time.monotonic()
-        if shown == self._drawn or began < self._draw_after:
+        # A run that is over needs no core any more.
+        if shown == self._drawn or (view.state == "running" and began < self._draw_after):
             return last
         figures = curves_of_run(view.lines) if view.lines else _of_trials(trials or {})
         html = str(template(figures, note_on([view.lines])))
