@@ -92,7 +92,10 @@ def _parser() -> argparse.ArgumentParser:
             verb.add_argument("source", metavar="RUN", nargs="?", help="a run file, or the folder of a run or a sweep")
             verb.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that differ")
             verb.add_argument(
-                "--compare", metavar="RUN", nargs="+", help="folders of runs to compare on the same prompts"
+                "--compare",
+                metavar="RUN",
+                nargs="+",
+                help="folders of runs to compare with the first, on the same prompts",
             )
             verb.add_argument("--format", choices=("html", "md", "json"), default="html", help="what is written")
         elif name == "watch":

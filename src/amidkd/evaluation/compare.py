@@ -17,7 +17,7 @@ from amidkd.evaluation.metrics import METRICS, Metric
 from amidkd.evaluation.paired import SeedGap, holm, seed_gap, sign_flip
 from amidkd.evaluation.statistics import Estimate, Scores, clusters, exponential, stack
 
-__all__ = ["Gap", "Runs", "Spread", "Verdict", "compare_with", "metric_of"]
+__all__ = ["Gap", "Runs", "Spread", "Verdict", "compare_with", "metric_of", "with_perplexities"]
 
 Finding = Literal["same", "noise", "prompts", "seeds differ", "few seeds", "holds", "unknown"]
 
@@ -84,10 +84,9 @@ class Runs:
         Args:
             bootstrap: How intervals are made.
         """
-        found = bootstrap.estimates({name: self.pooled(name) for name in self.metrics if self._measured(name)})
-        if "nll" in found:
-            found["perplexity"] = exponential(found["nll"])
-        return found
+        return with_perplexities(
+            bootstrap.estimates({name: self.pooled(name) for name in self.metrics if self._measured(name)})
+        )
 
     def _measured(self, metric: str) -> bool:
         return any(run[metric].counts.any() for run in self.scores)
@@ -110,6 +109,20 @@ class Runs:
         within = float(np.mean([values.var(ddof=1) for values in draws]))
         noise = float(np.mean([values.var(ddof=1) / len(values) for values in draws]))
         return Spread(math.sqrt(max(0.0, float(means.var(ddof=1)) - noise)), math.sqrt(within))
+
+
+def with_perplexities(found: Mapping[str, Estimate]) -> dict[str, Estimate]:
+    """Estimates with the perplexity of every NLL of text among them, those of the suite's tasks too.
+
+    Args:
+        found: Estimates by metric.
+    """
+    whole = dict(found)
+    for name, mean in found.items():
+        task, dot, metric = name.rpartition(".")
+        if metric in ("nll", "text_nll"):
+            whole[f"{task}{dot}{metric.replace('nll', 'perplexity')}"] = exponential(mean)
+    return whole
 
 
 def _balanced(scores: Scores) -> Scores:

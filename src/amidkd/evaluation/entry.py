@@ -14,7 +14,7 @@ from amidkd.evaluation.scores import write_scores
 from amidkd.evaluation.suite import ModelResult, estimates_of
 from amidkd.record import RunFolder, now, write_json_lines
 
-__all__ = ["Measured", "sample_lines", "to_record", "write_evaluation"]
+__all__ = ["DISTANCES", "Measured", "sample_lines", "to_record", "write_evaluation"]
 
 
 @dataclass(frozen=True)
@@ -109,14 +109,14 @@ def to_record(student: ModelResult, teacher: ModelResult | None, bootstrap: Boot
     entry: dict[str, Any] = {"student": _side(student, bootstrap), "missing": list(student.missing)}
     if teacher is not None:
         # A teacher is no distance from itself; those rows would only say that 0 is 0.
-        entry["teacher"] = _side(teacher, bootstrap, without=_DISTANCES)
-        shared = [name for name in student.scores if name in teacher.scores and name not in _DISTANCES]
+        entry["teacher"] = _side(teacher, bootstrap, without=DISTANCES)
+        shared = [name for name in student.scores if name in teacher.scores and name not in DISTANCES]
         gaps = {name: bootstrap.gap(student.scores[name], teacher.scores[name]) for name in shared}
         entry["difference"] = {"metrics": {name: gap.to_json() for name, gap in gaps.items()}}
     return entry
 
 
-_DISTANCES = (
+DISTANCES = (
     "kl_teacher_student",
     "kl_student_teacher",
     "top1_agreement",
@@ -124,6 +124,7 @@ _DISTANCES = (
     "kl_student_teacher_on_samples",
     "acceptance_on_samples",
 )
+"""Distances from the teacher, which mean nothing for the teacher itself."""
 
 
 def _side(result: ModelResult, bootstrap: Bootstrap, without: Sequence[str] = ()) -> dict[str, Any]:

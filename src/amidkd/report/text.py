@@ -54,7 +54,7 @@ def write_run_text(folder: RunFolder, form: TextFormat) -> Path:
         return _written(
             path, {"kind": "run", "name": folder.path.name, "sentence": sentence, "record": record, "samples": samples}
         )
-    parts = [f"# {folder.path.name}", sentence, *_results(record)]
+    parts = [f"# {folder.path.name}", sentence, *_results(record, folder.path)]
     stages = cost_table({folder.path.name: record})
     if stages["rows"]:
         parts += ["## Cost", _table(stages["heads"], stages["rows"])]
@@ -66,10 +66,10 @@ def write_run_text(folder: RunFolder, form: TextFormat) -> Path:
     return path
 
 
-def _results(record: Mapping[str, Any]) -> list[str]:
+def _results(record: Mapping[str, Any], folder: Path) -> list[str]:
     evaluation = record.get("results", {}).get("evaluation")
     if not evaluation:
-        return ["This run has not been evaluated."]
+        return [f"This run has not been evaluated: amidkd eval {os.path.relpath(folder)}"]
     found = results_of(evaluation, evaluation.get("settings", {}))
     parts = ["## Result", _grid(found["grid"]), found["note"], *found["missing"]]
     suite = suite_of(evaluation)

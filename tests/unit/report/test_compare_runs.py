@@ -161,6 +161,29 @@ def test_runs_that_cannot_be_used_are_left_out_by_name(tmp_path: Path) -> None:
         compared([paths[0], strange])
 
 
+def test_tasks_of_the_suite_and_plain_text_are_compared_too(tmp_path: Path) -> None:
+    paths = []
+    for n, name in enumerate(("a", "b")):
+        run = RunFolder(make(tmp_path / name, 0.0, n, alpha=n))
+        whole, texts = result(0.3 * n, n), result(0.1 * n, n)
+        text = ModelResult(texts.held_out, {"text_nll": texts.scores["nll"]}, None, (), ())
+        sets = {"": (result(0.0, n), None), "dolly": (whole, None), "text": (text, None)}
+        # A set that only one run has is named and left out.
+        write_scores(run.scores_file, {**sets, **({"vicuna": (whole, None)} if n else {})})
+        paths.append(run.path)
+    found = as_json(paths, tmp_path)
+    assert found["prompts"] == {"": 80, "dolly": 80, "text": 80}
+    assert "Left out: task vicuna, which a did not measure." in found["notes"]
+    gaps = found["sides"][1]["difference"]
+    assert {"nll", "dolly.nll", "dolly.exact_match_sampled", "text_nll"} <= set(gaps)
+    assert gaps["dolly.nll"]["finding"] == "prompts"
+    assert {"dolly.perplexity", "text_perplexity"} <= set(found["sides"][0]["metrics"])
+    assert "80 prompts, 80 prompts of dolly and 80 texts" in found["sentence"]
+    text = compare_runs(paths, form="md").read_text()
+    assert "| dolly: NLL of real text |" in text
+    assert "dolly: NLL of real text" in compare_runs(paths).read_text()
+
+
 def test_the_page_the_markdown_and_the_screen_agree(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     paths = [str(make(tmp_path / "runs" / name, n * 0.4, n, alpha=n)) for n, name in enumerate(("a|b", "c"))]
     for form in ("html", "md", "json"):

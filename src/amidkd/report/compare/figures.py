@@ -20,7 +20,7 @@ def gap_figures(name: str, gaps: Sequence[Gap]) -> list[Figure]:
         name: Prefix of the ids, another for each pair of a page.
         gaps: Differences from the baseline.
     """
-    pictures = []
+    pictures: list[Figure] = []
     for unit, label in _UNITS.items():
         shown = [gap for gap in gaps if _unit(gap) == unit and math.isfinite(gap.gap.value)]
         if shown:

@@ -9,9 +9,12 @@ import numpy as np
 
 from amidkd.errors import SettingError
 from amidkd.evaluation.bootstrap import Bootstrap
-from amidkd.evaluation.compare import Gap, Runs, Spread, compare_with, metric_of
+from amidkd.evaluation.compare import Gap, Runs, Spread, compare_with, metric_of, with_perplexities
+from amidkd.evaluation.entry import DISTANCES
+from amidkd.evaluation.metrics import METRICS
+from amidkd.evaluation.row_sets import MAIN, TEXT
 from amidkd.evaluation.scores import StoredScores, choose
-from amidkd.evaluation.statistics import Estimate, Scores, exponential
+from amidkd.evaluation.statistics import Estimate, Scores
 from amidkd.report.compare.load import Loaded, differing_settings, grouped, load_runs, named
 
 __all__ = ["Compared", "Side", "compared"]
@@ -70,8 +73,16 @@ class Compared:
 
     @property
     def metrics(self) -> list[str]:
-        """Every metric that a side has, in the order of the baseline's."""
-        return list(dict.fromkeys(name for side in self.sides for name in side.estimates))
+        """Every metric that a side has: the evaluation's own, then task by task, in the order of the table."""
+        known = list(METRICS)
+        names = dict.fromkeys(name for side in self.sides for name in side.estimates)
+        tasks = list(dict.fromkeys(name.rpartition(".")[0] for name in sorted(names, key=lambda name: "." in name)))
+
+        def place(name: str) -> tuple[int, int]:
+            task, _, metric = name.rpartition(".")
+            return tasks.index(task), known.index(metric)
+
+        return sorted(names, key=place)
 
 
 def compared(paths: Sequence[Any]) -> Compared:
@@ -150,7 +161,7 @@ def _shared_rows(runs: Sequence[Loaded]) -> tuple[dict[str, list[tuple[str, int]
     notes = []
     for name in dict.fromkeys(each for run in runs for each in run.stored):
         having = [run for run in runs if name in run.stored]
-        what = f"task {name}" if name else "the evaluation's own rows"
+        what = {MAIN: "the evaluation's own rows", TEXT: "the plain text"}.get(name, f"task {name}")
         if len(having) < len(runs):
             lacking = ", ".join(run.name for run in runs if run not in having)
             notes.append(f"Left out: {what}, which {lacking} did not measure.")
@@ -181,7 +192,7 @@ def _cut(run: Loaded, shared: Mapping[str, Sequence[tuple[str, int]]]) -> Stored
             for metric, scores in getattr(stored, side).items():
                 whole = choose(scores, rows)
                 if metric_of(metric) is not None and whole.counts.any():
-                    found[f"{name}.{metric}" if name else metric] = whole
+                    found[metric if name in (MAIN, TEXT) else f"{name}.{metric}"] = whole
     return StoredScores((), sides["student"], sides["teacher"])
 
 
@@ -251,12 +262,8 @@ def _other_teacher(first: StoredScores, other: StoredScores, one: Loaded, two: L
 
 
 def _teacher(first: StoredScores, bootstrap: Bootstrap) -> dict[str, Estimate]:
-    # A teacher is no distance from itself.
-    alone = {name: scores for name, scores in first.teacher.items() if _group_of(name) not in _AGAINST_TEACHER}
-    found = bootstrap.estimates(alone)
-    if "nll" in found:
-        found["perplexity"] = exponential(found["nll"])
-    return found
+    alone = {name: scores for name, scores in first.teacher.items() if name.rpartition(".")[2] not in DISTANCES}
+    return with_perplexities(bootstrap.estimates(alone))
 
 
 def _spreads(side: Runs) -> dict[str, Spread]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from amidkd.evaluation.compare import Gap, metric_of
 from amidkd.evaluation.display import show
+from amidkd.evaluation.row_sets import MAIN, TEXT
 from amidkd.evaluation.statistics import Estimate
 from amidkd.report.compare.shared import Compared, Side
 from amidkd.report.words import number
@@ -41,9 +42,12 @@ def _value(value: Any) -> str:
 
 def sentence_of_sides(found: Compared) -> str:
     """What was compared, in one sentence."""
-    rows = " and ".join(
-        f"{count:,} prompts" + (f" of {task.replace('_', ' ')}" if task else "")
-        for task, count in found.prompts.items()
+    rows = _list(
+        [
+            f"{count:,} " + {MAIN: "prompts", TEXT: "texts"}.get(task, f"prompts of {task.replace('_', ' ')}")
+            for task, count in found.prompts.items()
+        ],
+        most=9,
     )
     if len(found.sides) == 2:
         return f"{sentence_of_pair(found.baseline, found.sides[1])} Measured on {rows}."
@@ -78,15 +82,14 @@ def _what_it_rests_on(held: Sequence[Gap]) -> str:
         return ", over prompts and over training seeds"
     if kinds == {"few seeds"}:
         return ". Training seeds agree, but are too few for so many tests"
-    text = ""
-    for finding, told in (
-        ("few seeds", "seen by too few seeds for so many tests"),
-        ("seeds differ", "inside the noise"),
-    ):
-        names = [_label(gap) for gap in held if gap.verdict.finding == finding]
-        if names:
-            text += f". Over training seeds {_list(names)} {'is' if len(names) == 1 else 'are'} {told}"
-    return text
+    told = {
+        "holds": "hold",
+        "few seeds": "agree, by too few seeds for so many tests",
+        "seeds differ": "are inside the noise",
+        "prompts": "are unknown",
+    }
+    counts = {finding: sum(gap.verdict.finding == finding for gap in held) for finding in told}
+    return ". Over training seeds, of these " + ", ".join(f"{n} {told[what]}" for what, n in counts.items() if n)
 
 
 def _label(gap: Gap) -> str:
@@ -114,7 +117,9 @@ def seeds_text(gap: Gap) -> dict[str, str]:
     if gap.seeds is None or metric is None:
         return {"interval": "–", "p": ""}
     found = show(Estimate(gap.seeds.value, interval=gap.seeds.interval), metric, sign=True)
-    return {"interval": found.interval, "p": p_text(gap.seeds_adjusted)}
+    # Where all runs of a side are alike there is no test.
+    p = "" if math.isnan(gap.seeds_adjusted) else p_text(gap.seeds_adjusted)
+    return {"interval": found.interval, "p": p}
 
 
 def statistics_note(found: Compared) -> list[str]:
