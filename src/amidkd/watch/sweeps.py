@@ -100,7 +100,8 @@ def _best(sweep: Sweep) -> str:
     if trial is None:
         return ""
     found = ", ".join(f"{metric_called(o.metric).label} {_shown(trial, o.metric)}" for o in sweep.objectives)
-    return f"Best so far: trial {trial.number}, {found}, with {params_text(sweep, trial)}."
+    known = "Best" if sweep.facts.get("stopped") else "Best so far"
+    return f"{known}: trial {trial.number}, {found}, with {params_text(sweep, trial)}."
 
 
 def _table(sweep: Sweep) -> Trials:
