@@ -128,17 +128,28 @@ def map_figure(
 
     title = f"{metric.label} by {key_text(x)} and {key_text(y)}"
     svg = draw_svg(name, title, draw, height=max(1.5, 0.95 + 0.34 * len(upwards)), tips=tips)
+    return Figure(title, svg, _caption(sweep, (x, y), objective, cells, alike, mark))
+
+
+def _caption(
+    sweep: Sweep,
+    keys: tuple[str, str],
+    objective: Objective,
+    cells: Mapping[tuple[str, str], Cell],
+    alike: Sequence[int],
+    mark: int | None,
+) -> str:
     words = [
-        _scale_text(metric, objective),
+        _scale_text(metric_called(objective.metric), objective),
         "Framed: the best" + ("; in orange, this run." if mark is not None else "."),
     ]
     if alike:
         words.append("≈: inside the noise of the best.")
     if any(cell.state == "missing" for cell in cells.values()):
         words.append("–: not tried.")
-    if any(len(sweep.values_of(key)) > 1 for key in sweep.space if key not in (x, y)):
+    if any(len(sweep.values_of(key)) > 1 for key in sweep.space if key not in keys):
         words.append("Each cell is the best over the other keys.")
-    return Figure(title, svg, " ".join(words))
+    return " ".join(words)
 
 
 def _scale_text(metric: Metric, objective: Objective) -> str:

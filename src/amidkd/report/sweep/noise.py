@@ -12,7 +12,13 @@ from amidkd.evaluation.statistics import Estimate, StandardError, difference
 from amidkd.record import RunFolder
 from amidkd.report.sweep.record import Objective, Sweep, Trial, seed_values
 
-__all__ = ["Comparison", "Standing", "standing"]
+__all__ = [
+    "Comparison",
+    "Standing",
+    "standing",
+    "t_quantile",
+    "verdicts",
+]
 
 _LEVEL = 0.95
 

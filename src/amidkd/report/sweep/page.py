@@ -29,7 +29,14 @@ from amidkd.report.sweep.record import (
 from amidkd.report.sweep.table import failures_of, trial_table
 from amidkd.report.sweep.words import advice_of, effort_of, noise_notes, params_text, sentence_of_sweep
 
-__all__ = ["describe_sweep", "is_sweep", "summary_of_sweep", "sweep_of_run", "write_sweep_report"]
+__all__ = [
+    "describe_sweep",
+    "is_sweep",
+    "maps_of",
+    "summary_of_sweep",
+    "sweep_of_run",
+    "write_sweep_report",
+]
 
 _MAIN = (
     "nll",

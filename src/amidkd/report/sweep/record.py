@@ -13,7 +13,18 @@ from amidkd.evaluation.statistics import Estimate
 from amidkd.record import RunFolder
 from amidkd.report.words import number
 
-__all__ = ["Objective", "Sweep", "Trial", "key_text", "metric_called", "read_sweep", "value_text"]
+__all__ = [
+    "SWEEP_FILE",
+    "Objective",
+    "Sweep",
+    "Trial",
+    "is_number",
+    "key_text",
+    "metric_called",
+    "read_sweep",
+    "seed_values",
+    "value_text",
+]
 
 SWEEP_FILE = "sweep.json"
 
