@@ -64,8 +64,8 @@ def advice_of(sweep: Sweep, standings: Sequence[Standing]) -> str:
         return f"{text} It stands out: {others} worse by more than {noise}.{caveat}"
     if len(alike) == all_of:
         return (
-            f"By the numbers {setting} is best, with {reached}, but no setting can be told from another: every difference "
-            f"is inside {noise}."
+            f"By the numbers {setting} is best, with {reached}, but no setting can be told from another: every "
+            f"difference is inside {noise}."
         )
     where = "; ".join(values_alike(sweep, found))
     others = "One other does" if len(alike) == 1 else f"{len(alike)} others do"
