@@ -10,6 +10,8 @@ Run folder::
     samples.jsonl    prompts with the teacher's and the student's answers
     scores.npz       what every metric gave for every prompt, so that two runs can be compared prompt by prompt
     tokens.jsonl     where the student is farthest from its teacher, token by token
+    code.jsonl       answers that were run as code, and how each ended
+    judge.jsonl      verdicts of a judge, with its whole replies
     generated/       text written beforehand: Parquet shards and manifest.json, which says what made them
     teacher-cache/   what the teacher said of every row (``amidkd cache``)
     checkpoint-N/    everything that exact resume needs

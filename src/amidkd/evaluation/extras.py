@@ -279,7 +279,11 @@ class _Work:
         models = {"student": (self.pair.student, self.pair.tokenizer)}
         if self.pair.teacher is not None:
             models["teacher"] = (self.pair.teacher.model, self.pair.teacher.tokenizer)
-        self.entries["lm_eval"] = harness.run(models, vocab_size=self._vocabulary)
+        try:
+            self.entries["lm_eval"] = harness.run(models, vocab_size=self._vocabulary)
+        except Exception as error:
+            # Code of a task's own: whatever it raises, the rest of the evaluation is not to be lost.
+            self._note(MAIN, gap=f"lm-eval: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
 
 
 def _rows(result: ModelResult) -> list[Row]:

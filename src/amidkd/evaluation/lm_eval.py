@@ -125,11 +125,25 @@ def _unknown(name: str, known: list[str]) -> str:
 def _load(manager: Any, name: str) -> None:
     load = manager.load if hasattr(manager, "load") else manager.load_task_or_group
     try:
-        load([name])
+        loaded = load([name])
     except Exception as error:
         # Whatever a task's own code, the hub or a file raises.
         cause = " ".join(str(error).split())[:300] or type(error).__name__
         raise SettingError(f"evaluation.lm_eval.tasks: {name} cannot be loaded: {cause}") from error
+    if any(getattr(task, "UNSAFE_CODE", False) for task in _leaves(loaded)):
+        raise SettingError(
+            f"evaluation.lm_eval.tasks: {name} runs code that a model wrote, without a sandbox; evaluation.code runs "
+            "it in one"
+        )
+
+
+def _leaves(loaded: Any) -> Iterator[Any]:
+    """The tasks in what the harness's index gives: mappings in mappings."""
+    if not isinstance(loaded, Mapping):
+        yield loaded
+        return
+    for inner in loaded.values():
+        yield from _leaves(inner)
 
 
 def _task(task: str, found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

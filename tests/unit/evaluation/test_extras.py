@@ -172,6 +172,24 @@ def test_a_task_of_the_harness_offline(run, world, tmp_path: Path, monkeypatch: 
     json.dumps(entry, allow_nan=False)
 
 
+def test_a_task_that_fails_while_it_runs_costs_nothing_else(
+    run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("lm_eval")
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    tree, folder = run
+    tasks = own_task(tmp_path / "tasks")
+    # The harness looks at the first row when it loads a task; it is the last that cannot be asked.
+    rows = read_json_lines(tasks / "rows.jsonl")
+    write_json_lines(tasks / "rows.jsonl", [*rows, {**rows[0], "gold": 9}])
+    task = (tasks / "words.yaml").read_text()
+    (tasks / "words.yaml").write_text(task.replace("{{q}}", "{{ 1 / (gold - 9) }}"))
+    entry = evaluate_run(with_evaluation(tree, lm_eval={"tasks": ["words_choice"], "include_path": str(tasks)}), folder)
+    (gap,) = entry["missing"]
+    assert gap.startswith("lm-eval: ZeroDivisionError")
+    assert "nll" in entry["student"]["metrics"]
+
+
 def test_tasks_that_are_not_there_are_refused_before_work(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("lm_eval")
     import lm_eval.tasks
@@ -182,6 +200,11 @@ def test_tasks_that_are_not_there_are_refused_before_work(run, tmp_path: Path, m
     folder = own_task(tmp_path / "tasks")
     with pytest.raises(SettingError, match=r"include_path: .*there is no such folder"):
         Harness.ready(LmEvalConfig(tasks=["words_choice"], include_path=str(tmp_path / "nowhere")))
+    task = (folder / "words.yaml").read_text()
+    (folder / "words.yaml").write_text(task + "unsafe_code: true\n")
+    with pytest.raises(SettingError, match="words_choice runs code that a model wrote, without a sandbox"):
+        Harness.ready(LmEvalConfig(tasks=["words_choice"], include_path=str(folder)))
+    (folder / "words.yaml").write_text(task)
     (folder / "rows.jsonl").unlink()
     with pytest.raises(SettingError, match="words_choice cannot be loaded"):
         Harness.ready(LmEvalConfig(tasks=["words_choice"], include_path=str(folder)))
