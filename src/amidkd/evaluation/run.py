@@ -17,9 +17,22 @@ from amidkd.evaluation.tokens import assistant_of, farthest, token_lines
 from amidkd.models import evaluating, pad_id_of
 from amidkd.record import RunFolder, write_json_lines
 
-__all__ = ["evaluate_run"]
+__all__ = ["check_evaluation", "evaluate_run"]
 
 _log = logging.getLogger("amidkd")
+
+
+def check_evaluation(config: RunConfig, folder: RunFolder) -> None:
+    """Check what an evaluation will need, short of the models: before a training that ends in one.
+
+    Args:
+        config: The run's settings.
+        folder: The run folder.
+
+    Raises:
+        SettingError: As :func:`evaluate_run`.
+    """
+    Extras.ready(config, folder, row_sets(config))
 
 
 def evaluate_run(config: RunConfig, folder: RunFolder, *, student: str | Path | None = None) -> dict[str, Any]:

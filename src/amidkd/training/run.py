@@ -133,6 +133,7 @@ def _carry_out(run: Run, notices: Notices) -> RunFolder:
     resume = config.training.resume_from_checkpoint
     chosen_checkpoint(run.folder.path, resume)
     check_folder(config, run.folder, verb=verb, processes=run.processes)
+    _check_evaluation(run)
     encoder = Encoder(run.tokenizer, config.data)
     material = read_rows(config, encoder)
     asked = rows_to_answer(config, material, verb)
@@ -176,6 +177,14 @@ def _carry_out(run: Run, notices: Notices) -> RunFolder:
     student = _warmed_student(run, student, lessons, settings, vocab_size)
     _close(run, student, _main_stage(run, student, material.rows, lessons, settings, vocab_size, corpus))
     return run.folder
+
+
+def _check_evaluation(run: Run) -> None:
+    """What the evaluation at the end would refuse is refused now."""
+    if run.config.evaluation.after_training:
+        from amidkd.evaluation import check_evaluation
+
+        check_evaluation(run.config, run.folder)
 
 
 def _contents(run: Run, lessons: Lessons, corpus: Any) -> dict[str, Any]:
