@@ -91,7 +91,8 @@ def _try_all(study: SweepStudy, tree: Mapping[str, Any], shared: Shared) -> None
     number = "trials" if found["expected_trials"] is None else f"{found['expected_trials']} trials"
     _say(f"{study.optuna.study_name}: {number}, {sweep.sampler.kind}, over {', '.join(sweep.space)}")
     where = _shown(folder)
-    _say(f"What they say goes to {where}/{_LOG}. Stop at any time; amidkd sweep {where} goes on.")
+    log = _LOG if sweep.workers == 1 or sweep.ray is not None else "worker-*.log"
+    _say(f"What they say goes to {where}/{log}. Stop at any time; amidkd sweep {where} goes on.")
     if sweep.ray is not None:
         from amidkd.sweep.ray import work_on_ray
 

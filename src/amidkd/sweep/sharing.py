@@ -8,7 +8,7 @@ from pathlib import Path
 from amidkd.config import CachedTeacher, RunConfig
 from amidkd.errors import SettingError
 from amidkd.locks import hold
-from amidkd.record import write_json
+from amidkd.record import RunFolder, write_json
 from amidkd.sweep.trial import Shared
 
 __all__ = ["read_shared", "share"]
@@ -41,9 +41,10 @@ def share(config: RunConfig) -> Shared:
         _log.info("Another process of this sweep is making what the trials have in common; waiting for it")
 
     with hold(folder / f"{_FILE}.lock", waiting=waiting):
+        cache = _cache(config, own)
         found = Shared(
-            text=None if own is not None else _text(config),
-            cache=_cache(config, own),
+            text=None if own is not None else _text(config, cache),
+            cache=cache,
             start=folder / _START if _one_start(config, keys) else None,
         )
         write_json(
@@ -67,9 +68,14 @@ def _under(keys: Iterable[str], sections: Iterable[str]) -> bool:
     return any(key == section or key.startswith(f"{section}.") for key in keys for section in sections)
 
 
-def _text(config: RunConfig) -> Path | None:
+def _text(config: RunConfig, cache: Path | None) -> Path | None:
+    from amidkd.policies.texts import is_complete
     from amidkd.training import write_shared_text
 
+    text = RunFolder(Path(config.output.folder)).generated
+    if cache is not None and is_complete(text):
+        # The cache was made of it.
+        return text
     return None if config.stages is not None else write_shared_text(_bare(config))
 
 

@@ -12,7 +12,7 @@ from amidkd.data import Encoder
 from amidkd.locks import hold
 from amidkd.record import write_json
 from amidkd.training.answering import given_folder, student_writes, write_text
-from amidkd.training.context import answering_of, begin, load_teacher
+from amidkd.training.context import answering_of, begin
 from amidkd.training.lessons import read_rows, rows_to_answer
 
 __all__ = ["in_common", "link", "shared_stage", "write_shared_text"]
@@ -88,8 +88,6 @@ def write_shared_text(config: RunConfig) -> Path | None:
         rows = rows_to_answer(config, read_rows(config, encoder), verb)
         if not rows:
             return None
-        if not student_writes(config):
-            load_teacher(run)
         write_text(rows, answering_of(run, encoder))
         run.wait()
         return run.folder.generated

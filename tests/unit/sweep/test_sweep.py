@@ -120,7 +120,7 @@ def test_two_workers_share_a_sweep(run_file, tmp_path: Path) -> None:
 
 def test_a_cached_teacher_is_asked_once_for_all_trials(run_file, tmp_path: Path) -> None:
     teacher = {"kind": "cached", "format": "hidden"}
-    assert main(["sweep", str(run_file(teacher=teacher))]) == 0
+    assert main(["sweep", str(run_file(teacher=teacher, data={"unlabelled": "teacher_answers"}))]) == 0
     sweep = tmp_path / "sweep"
     assert [trial["state"] for trial in found_in(sweep)["trials"]] == ["complete"] * 2
     assert list(sweep.rglob("teacher-cache")) == [sweep / "teacher-cache"]
