@@ -28,9 +28,12 @@ def test_the_whole_way(run_file, capsys, tmp_path) -> None:
     assert "The doctor estimated" in out
     assert str(tmp_path / "run" / "student") in out
     run = str(tmp_path / "run")
+    card = tmp_path / "run" / "student" / "README.md"
+    assert "model-index" not in card.read_text(encoding="utf-8")
     code, out, err = outcome(capsys, "eval", run)
     assert code == 0, err
     assert "student" in out
+    assert "model-index" in card.read_text(encoding="utf-8")
     code, out, err = outcome(capsys, "report", run)
     assert code == 0, err
     code, out, err = outcome(capsys, "cite", run)
