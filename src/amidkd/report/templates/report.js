@@ -319,6 +319,8 @@ const amidkd = (() => {
   document.addEventListener("scroll", () => { if (shownFor) placeTip(); }, { passive: true, capture: true });
 
   function enhance(part) {
+    /* What a tip belonged to may have been replaced. */
+    if (shownFor && !shownFor.isConnected) hideTip();
     const all = (selector) => [...(part.matches?.(selector) ? [part] : []), ...part.querySelectorAll(selector)];
     all("table[data-sort]").forEach(makeSortable);
     all("[data-filter]").forEach(makeFilter);
