@@ -157,8 +157,9 @@ class EvaluationConfig(Section):
     )
     calibration_bins: int = Field(15, gt=1, description="Bins of confidence of the calibration error.")
     text: str | None = path_field(None, description="Plain text (rows with `text`) whose perplexity is measured too.")
-    suite: Literal["paper"] | list[SuiteTaskConfig] | None = Field(
-        None, description="Instruction sets with the papers' protocol: `paper` is all five; or a list of names."
+    suite: list[SuiteTaskConfig] | None = Field(
+        None,
+        description="Instruction sets with the papers' protocol: `paper` for all five, or a list of names or sections.",
     )
     suite_folder: str | None = path_field(
         None, description="Folder where files of the suite are looked for before their hub names."
@@ -190,7 +191,9 @@ class EvaluationConfig(Section):
     @field_validator("suite", mode="before")
     @classmethod
     def _names_alone(cls, value: Any) -> Any:
-        if isinstance(value, list):
+        if isinstance(value, str):
+            value = SUITE_TASKS if value == "paper" else [value]
+        if isinstance(value, list | tuple):
             return [{"name": entry} if isinstance(entry, str) else entry for entry in value]
         return value
 
@@ -201,7 +204,7 @@ class EvaluationConfig(Section):
 
     @model_validator(mode="after")
     def _possible(self) -> "EvaluationConfig":
-        if isinstance(self.suite, list):
+        if self.suite is not None:
             names = [task.name for task in self.suite]
             twice = sorted({name for name in names if names.count(name) > 1})
             if not names or twice:
@@ -217,6 +220,4 @@ class EvaluationConfig(Section):
 
     def suite_tasks(self) -> list[SuiteTaskConfig]:
         """The tasks of the suite; none without one."""
-        if self.suite == "paper":
-            return [SuiteTaskConfig(name=name) for name in SUITE_TASKS]
         return list(self.suite or [])

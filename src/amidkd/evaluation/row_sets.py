@@ -95,7 +95,7 @@ def check_references(rows: Sequence[Row], metrics: Sequence[AnswerMetric], *, fi
     if not wanted or not asked or any(row.references or row.answer is not None for row in asked):
         return
     raise SettingError(
-        f"{setting}: {', '.join(wanted)} need right answers, and no row of {file} has any: add a column `completion` "
+        f"{setting}: {', '.join(wanted)}: no row of {file} has a right answer to measure by; add a column `completion` "
         "(or `references`, a list), or measure only "
         + (", ".join(metric for metric in metrics if metric not in NEEDS_REFERENCES) or "distinct_n and self_bleu")
     )

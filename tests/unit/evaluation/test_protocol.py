@@ -134,10 +134,10 @@ def test_prompts_without_right_answers_are_refused_first(tree: dict, tmp_path: P
     write_json_lines(tmp_path / "bare.jsonl", [{"prompt": "red"}, {"prompt": "dog"}])
     bare = [{"name": "mine", "data": str(tmp_path / "bare.jsonl")}]
     folder = RunFolder(Path(tree["output"]))
-    with pytest.raises(SettingError, match=r"suite, mine: exact_match, rouge_l need .*bare\.jsonl.*`completion`"):
+    with pytest.raises(SettingError, match=r"suite, mine: exact_match, rouge_l: no row of .*bare\.jsonl.*`completion`"):
         evaluate_run(parse(changed(tree, suite=bare)), folder)
     rows = str(tmp_path / "bare.jsonl")
-    with pytest.raises(SettingError, match=r"evaluation\.metrics: bleu need .* measure only distinct_n"):
+    with pytest.raises(SettingError, match=r"evaluation\.metrics: bleu: no row .* measure only distinct_n"):
         evaluate_run(parse(changed(tree, suite=None, data=rows, metrics=["bleu", "distinct_n"])), folder)
     # Nobody asked for the defaults: they are missing, not refused.
     assert row_sets(parse(changed(tree, suite=None, data=rows)))[0].rows
