@@ -128,11 +128,14 @@ def speed_of(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
         if len(sides) == 2:
             row.append(_ratio(*values))
         rows.append(row)
-    notes = [
-        f"Median of {found['rounds']} rounds of {found['new_tokens']} tokens to {found['batch_size']} prompts at once, "
-        f"the models taking turns, on {found['device']}. Operations: floating-point operations of a forward pass, "
-        "attention over earlier tokens left out."
-    ]
+    notes = ["Operations: floating-point operations of a forward pass, attention over earlier tokens left out."]
+    # Without prompts there was nothing to time.
+    if "rounds" in found:
+        notes.insert(
+            0,
+            f"Median of {found['rounds']} rounds of {found['new_tokens']} tokens to {found['batch_size']} prompts at "
+            f"once, the models taking turns, on {found['device']}.",
+        )
     heads = ["", *sides, *(["student / teacher"] if len(sides) == 2 else [])]
     return {"heads": heads, "rows": rows, "notes": notes}
 

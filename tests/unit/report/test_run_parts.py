@@ -196,6 +196,10 @@ def test_speed_stands_beside_the_teachers() -> None:
         ["operations a token", "2 k", "8 k", "0.25 ×"],
     ]
     assert speed_of({"speed": {**speed, "student": sides["student"]}})["heads"] == ["", "student"]
+    # Rows without prompts leave nothing to time.
+    untimed = speed_of({"speed": {"student": {"parameters": 1000, "weights_bytes": 4000, "work_per_token": 2000}}})
+    assert untimed["rows"][0] == ["parameters", "1,000"]
+    assert not any("Median" in note for note in untimed["notes"])
     assert speed_of({}) is None
 
 
