@@ -84,7 +84,7 @@ class CodeConfig(Section):
     def _measured(cls, value: list[int]) -> list[int]:
         strange = sorted(set(value) - set(PASS_AT))
         if strange:
-            raise ValueError(f"k must be among {', '.join(map(str, PASS_AT))}; got {strange[0]}")
+            raise ValueError(f"{strange[0]} is none of {', '.join(map(str, PASS_AT))}")
         return sorted(set(value))
 
 
