@@ -39,13 +39,13 @@ class Progress:
         self._console = Console() if console is None else console
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
-        self._told: dict[int, str] = {}
+        self._told: dict[int, tuple[str, int]] = {}
         self._last_line = time.monotonic()
 
     def __enter__(self) -> "Progress":
         found = self._read()
         # What earlier sessions did is one line.
-        self._told = {trial["number"]: trial["state"] for trial in found.get("trials", ()) if _is_over(trial)}
+        self._told = {trial["number"]: _state(trial) for trial in found.get("trials", ())}
         if self._told and not self._console.is_terminal:
             self._say(f"Going on: {counts_line(found)}. {best_line(found)}")
         self._thread.start()
@@ -82,7 +82,7 @@ class Progress:
         if not found:
             return
         for trial in found["trials"]:
-            before, state = self._told.get(trial["number"]), trial["state"]
+            before, state = self._told.get(trial["number"]), _state(trial)
             if before == state:
                 continue
             self._told[trial["number"]] = state
@@ -201,6 +201,11 @@ def step_line(folder: Path, trial: Mapping[str, Any]) -> str:
     seed = newest.relative_to(_home(folder, trial)).parts[0]
     where = f"{seed}, {done}"
     return where if done == "evaluation" else f"{where} {at['step']}/{at['steps']}" + loss
+
+
+def _state(trial: Mapping[str, Any]) -> tuple[str, int]:
+    """Where a trial is, and how often it was taken up."""
+    return str(trial["state"]), int(trial["resumed"])
 
 
 def _is_over(trial: Mapping[str, Any]) -> bool:
