@@ -31,6 +31,8 @@ _UNITS = {
 }
 """The unit beside a number, by the name of the axis."""
 
+_KEYS = {key for panel in PANELS for key in panel.keys}
+
 _SPEAK_FOR_THEMSELVES = ("parts", "kl", "schedule")
 """Panels whose lines need no heading."""
 
@@ -48,6 +50,15 @@ class StageLog:
         self.name = name
         folder = RunFolder(path)
         self.metrics, self.progress = Tail(folder.metrics_file), JsonFile(folder.progress_file)
+        self._version = -1
+        self._forget()
+
+    def _forget(self) -> None:
+        self._taken = 0
+        self._last: dict[str, float] = {}
+        self._finite: dict[str, list[float]] = {}
+        self._stage = ""
+        self._labelled: list[dict[str, Any]] = []
 
     @property
     def files(self) -> tuple[Path, Path]:
@@ -63,6 +74,31 @@ class StageLog:
         """Take up what is new."""
         self.metrics.read()
         self.progress.read()
+        if self.metrics.versions != self._version:
+            self._version = self.metrics.versions
+            self._forget()
+        for row in self.metrics.rows[self._taken :]:
+            self._take(row)
+        self._taken = len(self.metrics.rows)
+
+    def _take(self, row: Mapping[str, Any]) -> None:
+        for key in _KEYS & row.keys():
+            value = float(row[key]) if isinstance(row[key], int | float) else math.nan
+            self._last[key] = value
+            if math.isfinite(value):
+                self._finite.setdefault(key, []).append(value)
+
+    def lines(self, stage: str) -> list[dict[str, Any]]:
+        """The log lines, each with the name of its stage.
+
+        Args:
+            stage: The name.
+        """
+        if stage != self._stage:
+            self._stage, self._labelled = stage, []
+        new = self.metrics.rows[len(self._labelled) :]
+        self._labelled.extend({"step": 0, **row, "stage": stage} for row in new)
+        return self._labelled
 
     @property
     def step(self) -> int:
@@ -109,15 +145,12 @@ class StageLog:
         found = []
         for panel in PANELS:
             for key, label in panel.keys.items():
-                history = [
-                    panel.factor * float(row[key]) if isinstance(row[key], int | float) else math.nan
-                    for row in self.metrics.rows
-                    if key in row
-                ]
-                if history:
-                    shown = "not a number" if math.isnan(history[-1]) else _FORMS.get(key, _plain)(history[-1])
-                    unit = _UNITS.get(panel.ylabel, "")
-                    found.append(Reading(key, _title(panel, label), unit, shown, _thinned(history)))
+                if key not in self._last:
+                    continue
+                last = panel.factor * self._last[key]
+                shown = _FORMS.get(key, _plain)(last) if math.isfinite(last) else "not a number"
+                history = tuple(panel.factor * value for value in _thinned(self._finite.get(key, [])))
+                found.append(Reading(key, _title(panel, label), _UNITS.get(panel.ylabel, ""), shown, history))
         return tuple(found)
 
 
@@ -134,9 +167,8 @@ def _plain(value: float) -> str:
     return f"{value:.4g}".replace("-", "−")
 
 
-def _thinned(values: Sequence[float]) -> tuple[float, ...]:
-    """Means of neighbours, so that few enough are left; what is no number is left out."""
-    finite = [value for value in values if math.isfinite(value)]
-    size = max(1, -(-len(finite) // _HISTORY))
-    chunks = [finite[start : start + size] for start in range(0, len(finite), size)]
-    return tuple(sum(chunk) / len(chunk) for chunk in chunks)
+def _thinned(values: Sequence[float]) -> list[float]:
+    """Means of neighbours, so that few enough are left."""
+    size = max(1, -(-len(values) // _HISTORY))
+    chunks = (values[start : start + size] for start in range(0, len(values), size))
+    return [sum(chunk) / len(chunk) for chunk in chunks]

@@ -4,7 +4,7 @@ import json
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, final
 
@@ -54,6 +54,8 @@ class LivePage:
         self._heading = self._title = ""
         self._drawn: tuple[Any, ...] | None = None
         self._draw_after = 0.0
+        self._sampled: list[Mapping[str, Any]] = []
+        self._samples = ""
         self._closed = False
         # Another server on the same port counts its versions anew.
         self._name = f"{time.time_ns():x}"
@@ -120,7 +122,10 @@ class LivePage:
             "trials": str(live.trials(view)),
         }
         parts["curves"] = self._curves(view, live.curves)
-        parts["samples"] = str(live.samples([sample_view(entry) for entry in view.samples]))
+        if view.samples != self._sampled:
+            self._sampled = list(view.samples)
+            self._samples = str(live.samples([sample_view(entry) for entry in view.samples]))
+        parts["samples"] = self._samples
         parts["facts"] = str(live.facts(view))
         return parts
 

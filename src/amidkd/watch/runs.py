@@ -82,8 +82,7 @@ class _Folder:
         yield self.main.bar(complete.get(self.verb), total=limit if limit > 0 else None, moving=moving)
 
     def lines(self) -> list[dict[str, Any]]:
-        logs = (("warm_start", self.warm), (self.verb, self.main))
-        return [{**row, "stage": self.prefix + name} for name, log in logs for row in log.metrics.rows if "step" in row]
+        return self.warm.lines(f"{self.prefix}warm_start") + self.main.lines(self.prefix + self.verb)
 
 
 @final

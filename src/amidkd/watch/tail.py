@@ -13,8 +13,8 @@ __all__ = ["JsonFile", "Tail", "age_of"]
 class Tail:
     """Rows of a file of JSON lines as they come; a line is read once, when its end is there.
 
-    A file that became shorter, or was replaced, is read anew: a run that goes on from a checkpoint cuts what came
-    after it.
+    A file that became shorter, or was replaced, is read anew (another of its ``versions``): a run that goes on from a
+    checkpoint cuts what came after it.
 
     Args:
         path: The file; it need not be there yet.
@@ -24,6 +24,7 @@ class Tail:
         self.path = path
         self.rows: list[dict[str, Any]] = []
         self.unreadable = 0
+        self.versions = 0
         self._offset = 0
         self._file: tuple[int, int] | None = None
 
@@ -39,17 +40,23 @@ class Tail:
                 found = (status.st_dev, status.st_ino)
                 fresh = found != self._file or status.st_size < self._offset
                 if fresh:
-                    self._file, self._offset, self.rows, self.unreadable = found, 0, [], 0
+                    self._file = found
+                    self._start_anew()
                 file.seek(self._offset)
                 text = file.read()
         except FileNotFoundError:
             gone = bool(self.rows)
-            self._file, self._offset, self.rows = None, 0, []
+            self._file = None
+            self._start_anew()
             return gone
         whole = text[: text.rfind(b"\n") + 1]
         self._offset += len(whole)
         self._take(whole.splitlines())
         return fresh or bool(whole)
+
+    def _start_anew(self) -> None:
+        self._offset, self.rows, self.unreadable = 0, [], 0
+        self.versions += 1
 
     def _take(self, lines: Iterable[bytes]) -> None:
         for line in lines:
