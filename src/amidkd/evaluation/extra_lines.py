@@ -24,7 +24,7 @@ def _speed(entry: Mapping[str, Any]) -> Iterator[str]:
     if "batch_size" not in entry:
         yield f"Weights: {sizes} ({' and '.join(sides)})"
         return
-    rates = ", ".join(f"{side} {_large(entry[side]['tokens_per_second'], '')} tokens/s" for side in sides)
+    rates = ", ".join(f"{side} {_rate(entry[side]['tokens_per_second'])} tokens/s" for side in sides)
     factor = f" ({entry['speedup']:.1f} times as fast)" if "speedup" in entry else ""
     yield f"Speed: {rates}{factor}, greedy, {entry['batch_size']} prompts at once, {entry['device']}; weights {sizes}"
 
@@ -74,6 +74,10 @@ def _number(entry: Mapping[str, Any]) -> str:
     error = estimate.error("prompts")
     text = f"{estimate.value:.3f}" + ("" if error is None else f" ±{error.value:.3f}")
     return text.replace("-", "−")
+
+
+def _rate(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _large(value: float, unit: str) -> str:
