@@ -54,19 +54,27 @@ class Bootstrap:
         Args:
             scores: Scores by metric.
         """
-        return {name: self._with_interval(entry) for name, entry in scores.items()}
+        found = {name: estimate(entry) for name, entry in scores.items()}
+        resampled: dict[int, dict[str, Array]] = {}
+        for name, entry in scores.items():
+            statistics, measured = clusters(entry)
+            if measured.sum() > 1 and math.isfinite(found[name].value):
+                resampled.setdefault(int(measured.sum()), {})[name] = statistics[measured]
+        for group in resampled.values():
+            # The draws hang on the number of prompts: metrics that share it share them.
+            totals = self._totals(np.concatenate(list(group.values()), axis=1))
+            start = 0
+            for name, statistics in group.items():
+                end = start + statistics.shape[1]
+                found[name] = self._with_interval(scores[name], found[name], statistics, totals[:, start:end])
+                start = end
+        return found
 
-    def _with_interval(self, scores: Scores) -> Estimate:
-        found = estimate(scores)
-        statistics, measured = clusters(scores)
-        statistics = statistics[measured]
-        if len(statistics) < 2 or not math.isfinite(found.value):
-            return found
+    def _with_interval(self, scores: Scores, found: Estimate, statistics: Array, totals: Array) -> Estimate:
         left_out = without_each(scores, statistics)
         if np.ptp(left_out) <= 1e-12 * max(1.0, abs(found.value)):
             return found
-        drawn = scores.value_of(self._totals(statistics))
-        return replace(found, interval=self._interval(found.value, drawn, left_out))
+        return replace(found, interval=self._interval(found.value, scores.value_of(totals), left_out))
 
     def gap(self, first: Scores, second: Scores) -> Estimate:
         """How much higher ``first`` is than ``second`` on the same prompts, with paired errors and interval.

@@ -78,6 +78,25 @@ def test_draws_in_pieces_are_the_same_draws(monkeypatch) -> None:
     assert (pieces.low, pieces.high) == pytest.approx((whole.low, whole.high), rel=1e-12)
 
 
+def test_a_metric_has_the_same_interval_alone_and_among_others() -> None:
+    parts = RNG.uniform(0.5, 2.0, size=(50, 3))
+    scores = {
+        "a": Scores(RNG.normal(size=50), np.ones(50)),
+        "b": Scores(parts, np.ones(50), formula="calibration"),
+        "c": Scores(RNG.normal(size=50), np.append(np.zeros(5), np.ones(45))),
+        "never": Scores(np.zeros(50), np.ones(50)),
+    }
+    together = Bootstrap().estimates(scores)
+    assert list(together) == list(scores)
+    for name, entry in scores.items():
+        alone = Bootstrap().estimates({"m": entry})["m"]
+        assert (together[name].value, together[name].errors) == (alone.value, alone.errors)
+        if alone.interval is not None:
+            ends = (together[name].interval.low, together[name].interval.high)
+            assert ends == pytest.approx((alone.interval.low, alone.interval.high), rel=1e-9)
+    assert together["never"].interval is None
+
+
 def test_pairing_makes_the_interval_of_a_gap_narrow() -> None:
     hard = RNG.normal(size=200) * 10
     first, second = Scores(hard + RNG.normal(size=200), np.ones(200)), Scores(hard, np.ones(200))

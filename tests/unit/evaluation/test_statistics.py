@@ -7,6 +7,7 @@ import pytest
 
 from amidkd.evaluation.statistics import (
     Estimate,
+    Interval,
     Scores,
     StandardError,
     difference,
@@ -121,6 +122,40 @@ def test_records_give_back_what_was_written() -> None:
         before = Estimate(value, (StandardError("prompts", 0.1, 5), StandardError("training seeds", 0.2, 2)))
         assert Estimate.from_json(before.to_json()) == before
     assert math.isnan(Estimate.from_json(Estimate(math.nan).to_json()).value)
+
+
+def test_an_interval_goes_with_its_estimate() -> None:
+    before = Estimate(0.25, (StandardError("prompts", 0.1, 5),), Interval(0.1, 0.5, 0.95))
+    assert Estimate.from_json(before.to_json()) == before
+    assert before.to_json()["interval"] == [0.1, 0.5]
+    assert "interval" not in Estimate(0.25).to_json()
+    assert before.scaled(100).interval == Interval(10.0, 50.0, 0.95)
+    assert exponential(before).interval.high == pytest.approx(math.exp(0.5))
+    endless = Estimate(1.0, (), Interval(0.5, math.inf, 0.9))
+    assert Estimate.from_json(endless.to_json()) == endless
+
+
+def test_other_numbers_of_sampling_seeds_leave_the_error_over_prompts() -> None:
+    axes = ("sampling seeds", "prompts")
+    first, second = (Scores(RNG.random((seeds, 20)), np.ones((seeds, 20)), axes) for seeds in (3, 5))
+    found = difference(first, second)
+    gaps = first.sums.mean(axis=0) - second.sums.mean(axis=0)
+    assert [error.over for error in found.errors] == ["prompts"]
+    assert found.error("prompts").value == pytest.approx(gaps.std(ddof=1) / math.sqrt(20))
+
+
+def test_a_gap_of_a_formula_is_left_out_on_both_sides_at_once() -> None:
+    parts = RNG.uniform(0.5, 2.0, size=(2, 40, 3))
+    first, second = (Scores(side, np.ones(40), formula="calibration") for side in parts)
+    found = difference(first, second)
+    gaps = [
+        (np.abs(one[:-1]).sum() / one[-1]) - (np.abs(two[:-1]).sum() / two[-1])
+        for one, two in ((np.delete(parts[0], n, 0).sum(0), np.delete(parts[1], n, 0).sum(0)) for n in range(40))
+    ]
+    assert found.value == pytest.approx(estimate(first).value - estimate(second).value)
+    assert found.error("prompts").value == pytest.approx(math.sqrt(39 / 40 * np.square(gaps - np.mean(gaps)).sum()))
+    with pytest.raises(ValueError, match="one metric"):
+        difference(first, Scores(np.ones(40), np.ones(40)))
 
 
 def test_nothing_has_no_average() -> None:
