@@ -280,8 +280,10 @@ def difference(first: Scores, second: Scores) -> Estimate:
         if name not in second.axes:
             continue
         (ours, mine), (theirs, other) = clusters(first, name), clusters(second, name)
+        if ours.shape != theirs.shape:
+            continue
         measured = mine | other
-        if ours.shape != theirs.shape or measured.sum() < 2:
+        if measured.sum() < 2:
             continue
         spread = math.nan
         if math.isfinite(value):

@@ -92,6 +92,8 @@ def _left_out(data: Mapping[str, Any]) -> list[str]:
     lines = []
     if data.get("rows_dropped"):
         lines.append(f"Left out: {data['rows_dropped']} rows whose prompt is over the limit.")
+    if data.get("prompts_at_limit"):
+        lines.append(f"Not read to their end, at the limit of a prompt: {data['prompts_at_limit']} prompts.")
     if data.get("rows_truncated"):
         lines.append(f"Cut at data.max_length: {data['rows_truncated']} texts; only their beginning is scored.")
     return lines
