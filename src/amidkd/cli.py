@@ -212,7 +212,7 @@ def _eval(options: argparse.Namespace) -> int:
 
     folder = RunFolder(Path(config.output.folder))
     print_evaluation(evaluate_run(config, folder))
-    print(f"Written to {folder.record_file} and {folder.samples_file}")
+    print(f"Written to {folder.record_file}, {folder.samples_file.name} and {folder.scores_file.name}")
     from amidkd.report.card import refresh_card
 
     refresh_card(folder)

@@ -68,6 +68,9 @@ def write_scores(path: Path, results: Mapping[str, tuple["ModelResult", "ModelRe
         for side, result in (("student", student), ("teacher", teacher)):
             metrics: dict[str, Any] = {}
             for metric, scores in (result.scores if result is not None else {}).items():
+                if scores.counts.shape[-1] not in (len(held_out.rows), len(held_out.asked)):
+                    # Over other rows than these, so there is no prompt to pair by.
+                    continue
                 whole = _over_all_rows(scores, held_out.asked, len(held_out.rows))
                 key = f"{number}.{side}.{metric}"
                 arrays[f"{key}.sums"], arrays[f"{key}.counts"] = whole.sums, whole.counts
