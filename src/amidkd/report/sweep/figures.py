@@ -12,8 +12,8 @@ from amidkd.report.sweep.record import Sweep, Trial, key_text, metric_called, va
 
 __all__ = ["curve_figure", "error_kind", "front_figure", "front_of", "importance_figure"]
 
-_MOST_LINES = 6
 _MOST_LABELS = 8
+_MOST_CAPS = 80
 
 
 def error_kind(trials: Sequence[Trial], metric: str) -> str | None:
@@ -27,7 +27,9 @@ def error_kind(trials: Sequence[Trial], metric: str) -> str | None:
     return next((kind for kind in ("training seeds", "prompts") if kind in kinds), None)
 
 
-def curve_figure(name: str, sweep: Sweep, x: str, metric: str, colour: str | None) -> Figure:
+def curve_figure(
+    name: str, sweep: Sweep, x: str, metric: str, colour: str | None, *, told_apart: bool = True
+) -> Figure:
     """A metric along a numeric key, a line for each value of another key, with bars of ± one standard error.
 
     Args:
@@ -37,6 +39,7 @@ def curve_figure(name: str, sweep: Sweep, x: str, metric: str, colour: str | Non
         metric: The metric.
         colour: Key whose values have a line each, or None for one line. Where several trials share a place, the best
             in the first objective stands for them.
+        told_apart: Each point tells its trial to the pointer.
     """
     drawn = [t for t in sweep.complete() if x in t.params and t.estimate(metric) is not None]
     lines = _lines(sweep, drawn, x, colour)
@@ -47,9 +50,12 @@ def curve_figure(name: str, sweep: Sweep, x: str, metric: str, colour: str | Non
     shift = 0.05 * _least_gap([t.params[x] for t in drawn])
     tips = {
         f"point-{trial.number}": _where(trial, sweep) + "\n" + told(trial, metric)
-        for trials in lines.values()
+        for trials in (lines.values() if told_apart else ())
         for trial in trials
     }
+
+    # Caps on hundreds of bars are a blur.
+    caps = 2 if len(drawn) <= _MOST_CAPS else 0
 
     def draw(axes: Any) -> None:
         for place, (label, trials) in enumerate(lines.items()):
@@ -62,9 +68,9 @@ def curve_figure(name: str, sweep: Sweep, x: str, metric: str, colour: str | Non
             ys = [factor * _value(t, metric) for t in trials]
             bars = [factor * _error(t, metric, kind) for t in trials]
             if any(map(math.isfinite, bars)):
-                axes.errorbar(xs, ys, yerr=bars, fmt="none", ecolor=style["color"], elinewidth=1.1, capsize=2)
+                axes.errorbar(xs, ys, yerr=bars, fmt="none", ecolor=style["color"], elinewidth=1.1, capsize=caps)
             axes.plot(xs, ys, label=label, marker="o", markersize=3.5, **style)
-            for trial, across, up in zip(trials, xs, ys, strict=True):
+            for trial, across, up in zip(trials, xs, ys, strict=True) if told_apart else ():
                 (point,) = axes.plot(across, up, "o", color=style["color"], markersize=7, alpha=0.01)
                 point.set_gid(f"point-{trial.number}")
         if sweep.space[x].get("log"):

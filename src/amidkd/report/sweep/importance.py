@@ -91,7 +91,9 @@ def _shares(sweep: Sweep, trials: Sequence[Trial], keys: Sequence[str], metric: 
             )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found_shares = get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0), normalize=False)
+            found_shares = get_param_importances(
+                study, evaluator=FanovaImportanceEvaluator(n_trees=32, seed=0), normalize=False
+            )
     finally:
         optuna.logging.set_verbosity(level)
     return {key: min(1.0, float(found_shares[key])) for key in keys}

@@ -53,7 +53,7 @@ _MAIN = (
     "ece",
 )
 _PRECISION, _COVERAGE = "teacher_nll_of_samples", ("coverage", "nll")
-_MOST_ROWS, _MOST_COLOURS = 12, 6
+_MOST_ROWS, _MOST_COLOURS, _MOST_TOLD = 12, 6, 120
 
 
 def is_sweep(folder: Path) -> bool:
@@ -252,7 +252,12 @@ def _curves(sweep: Sweep, names: Sequence[str], prefix: str) -> list[Figure]:
         if key != keys[0] and 2 <= len(sweep.values_of(key, sweep.complete())) <= _MOST_COLOURS
     ]
     colour = others[0] if others else None
-    return [curve_figure(f"{prefix}-{place}", sweep, keys[0], name, colour) for place, name in enumerate(names)]
+    # Each point that answers to the pointer takes time and room.
+    told_apart = prefix == "curve" and len(sweep.complete()) <= _MOST_TOLD
+    return [
+        curve_figure(f"{prefix}-{place}", sweep, keys[0], name, colour, told_apart=told_apart)
+        for place, name in enumerate(names)
+    ]
 
 
 def _fronts(sweep: Sweep) -> list[Figure]:

@@ -91,9 +91,12 @@ def params_text(sweep: Sweep, trial: Trial) -> str:
         sweep: The sweep.
         trial: One of its trials.
     """
-    return ", ".join(
-        f"{key_text(key)} = {value_text(trial.params[key])}" for key in sweep.varied() if key in trial.params
-    )
+    return ", ".join(f"{key_text(key)} = {_short(trial.params[key])}" for key in sweep.varied() if key in trial.params)
+
+
+def _short(value: object) -> str:
+    """A value in a sentence: numbers drawn from a range have more digits than anyone reads."""
+    return value_text(float(f"{value:.3g}") if isinstance(value, float) else value)
 
 
 def _value(trial: Trial, metric: Metric) -> str:
@@ -128,7 +131,7 @@ def values_alike(sweep: Sweep, found: Standing) -> list[str]:
         elif len(values) == 1:
             texts.append(f"{key_text(key)} {value_text(values[0])}")
         elif all(map(is_number, values)):
-            texts.append(f"{key_text(key)} from {value_text(values[0])} to {value_text(values[-1])}")
+            texts.append(f"{key_text(key)} from {_short(values[0])} to {_short(values[-1])}")
         else:
             texts.append(f"{key_text(key)} {' or '.join(map(value_text, values))}")
     return texts
