@@ -160,8 +160,10 @@ def remaining(found: Found, workers: int) -> float | None:
     took = [trial["elapsed"] for trial in found["trials"] if trial.get("elapsed") and trial["state"] != "failed"]
     if total is None or not took:
         return None
-    over = sum(trial["state"] != "running" for trial in found["trials"])
-    return max(0, total - over) * sum(took) / len(took) / workers
+    over = sum(_is_over(trial) for trial in found["trials"])
+    # Others may have joined in.
+    at_a_time = max(workers, len(found["trials"]) - over)
+    return max(0, total - over) * sum(took) / len(took) / at_a_time
 
 
 def value_shown(trial: Mapping[str, Any], name: str) -> str:

@@ -45,7 +45,8 @@ def write_snapshot(study: SweepStudy) -> dict[str, Any]:
             "hours": study.hours(),
             "trials": trials,
             "best": best_of(trials, study.goals),
-            "stopped": study.stopped,
+            # Another process may still be at it.
+            "stopped": None if any(trial["state"] == "running" for trial in trials) else study.stopped,
             "started": now() if began is None else began.astimezone(UTC).isoformat(timespec="seconds"),
             "updated": datetime.now(UTC).isoformat(timespec="seconds"),
         }
