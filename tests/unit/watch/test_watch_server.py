@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -117,27 +118,35 @@ def test_only_what_changed_is_sent_and_to_every_reader(served, folder) -> None:
 
 
 def test_curves_are_drawn_again_but_not_all_the_time(folder, monkeypatch) -> None:
-    drawn = []
+    drawn, clock = [], [0.0]
 
     def slow(lines: Any) -> list[Any]:
-        drawn.append(len(lines))
-        time.sleep(0.05)
+        drawn.append(clock[0])
+        clock[0] += 0.05
         return []
 
     monkeypatch.setattr("amidkd.watch.page.curves_of_run", slow)
+    monkeypatch.setattr("amidkd.watch.page.time", SimpleNamespace(monotonic=lambda: clock[0], time_ns=time.time_ns))
     page = LivePage(RunFollower(folder.path))
-    began = time.monotonic()
-    while time.monotonic() - began < 0.6:
-        log(folder.path, range(6, 7))
+    for step in range(6, 26):
+        log(folder.path, range(step, step + 1))
         page.look()
-    # A drawing that takes 0.05 s may come once a second.
-    assert len(drawn) == 1
-    time.sleep(max(0.0, 1.1 - (time.monotonic() - began)))
+        clock[0] += 0.125
+    # A drawing that takes 0.05 s may come once in a second and a little.
+    assert len(drawn) == 3
+    assert drawn[1] - drawn[0] >= 1.05
+    clock[0] += 5
     page.look()
-    assert len(drawn) == 2
-    time.sleep(1.1)
+    assert len(drawn) == 4
+    clock[0] += 5
     page.look()
-    assert len(drawn) == 2, "nothing new, nothing drawn"
+    assert len(drawn) == 4, "nothing new, nothing drawn"
+    log(folder.path, range(26, 27))
+    page.look()
+    log(folder.path, range(27, 28))
+    finish(folder)
+    page.look()
+    assert len(drawn) == 6, "a run that is over is drawn at once"
 
 
 @pytest.mark.parametrize(
