@@ -15,32 +15,12 @@ from pydantic import BaseModel, ValidationError
 from amidkd.config.objective import TermConfig
 from amidkd.config.schema import RunConfig, StageConfig
 from amidkd.config.stages import PLACEHOLDER, merged_stage, stage_difference, stage_names, unknown_stages
+from amidkd.config.yaml_text import Loader, read_yaml
 from amidkd.errors import SettingError
 
 __all__ = ["RUN_FILE", "apply_override", "dump_yaml", "explain", "load", "models_in", "parse", "read_tree"]
 
 RUN_FILE = "run.yaml"
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2 numbers: `1e-4` is a number (PyYAML reads it as text), and a key given twice is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Build a mapping, refusing a repeated key."""
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        repeated = {key for key in keys if keys.count(key) > 1}
-        if repeated:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"key given twice: {', '.join(sorted(repeated))}", node.start_mark
-            )
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$"),
-    list("-+0123456789."),
-)
 
 
 def load(source: str | os.PathLike[str], overrides: Iterable[str] = ()) -> RunConfig:
@@ -75,7 +55,7 @@ def read_tree(source: str | os.PathLike[str], overrides: Iterable[str] = ()) -> 
         near = difflib.get_close_matches(path.name, [p.name for p in _siblings(path)], n=1)
         hint = f"; did you mean {path.parent / near[0]}?" if near else ""
         raise SettingError(f"no run file at {path}{hint}")
-    tree = _read_yaml(path.read_text(encoding="utf-8"), str(path))
+    tree = read_yaml(path.read_text(encoding="utf-8"), str(path))
     _resolve_paths(tree, path.resolve().parent)
     for assignment in overrides:
         apply_override(tree, assignment)
@@ -158,6 +138,8 @@ def _difference(tree: Mapping[str, Any], stage: Mapping[str, Any], place: int, c
 def dump_yaml(config: RunConfig) -> str:
     """The resolved run file as text: every setting with the value it has in this run."""
     tree = _tree_of(config)
+    if config.sweep is None:
+        del tree["sweep"]
     if config.stages is None:
         del tree["stages"]
     else:
@@ -187,16 +169,6 @@ def _siblings(path: Path) -> list[Path]:
     return sorted(path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
 
 
-def _read_yaml(text: str, where: str) -> dict[str, Any]:
-    try:
-        tree = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise SettingError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(tree, dict):
-        raise SettingError(f"{where} must hold sections such as `student:` and `data:`; it holds {type(tree).__name__}")
-    return tree
-
-
 def apply_override(tree: dict[str, Any], assignment: str) -> None:
     """Put one ``section.key=value`` into a tree, in place; a path in it is relative to the working directory."""
     key, equals, text = assignment.partition("=")
@@ -205,13 +177,16 @@ def apply_override(tree: dict[str, Any], assignment: str) -> None:
     if "." not in key and key not in RunConfig.model_fields:
         raise SettingError(f"override {assignment!r}: no section {key!r}{_suggest(key, RunConfig.model_fields)}")
     try:
-        value = yaml.load(text, Loader=_Loader) if text else None
+        value = yaml.load(text, Loader=Loader) if text else None
     except yaml.YAMLError as error:
         raise SettingError(f"override {assignment!r}: its value is not valid YAML: {error}") from None
     node = tree
     parts = key.split(".")
     if parts[0] == "stages" and len(parts) > 2:
         node, parts = _stage_named(tree, parts[1], key), parts[2:]
+    if parts[:2] == ["sweep", "space"] and len(parts) > 3:
+        # What is varied is itself named by a dotted key.
+        parts = [*parts[:2], ".".join(parts[2:])]
     *parents, leaf = parts
     for parent in parents:
         child = node.get(parent)
@@ -353,7 +328,9 @@ _TAGS = {
 
 def _is_tag(part: Any) -> bool:
     """Whether pydantic put this into a location to name a member of a union, not a key."""
-    return isinstance(part, str) and (part in _TAGS or part.startswith(("tagged-union", "list[", "literal[", "union[")))
+    return isinstance(part, str) and (
+        part in _TAGS or part.startswith(("tagged-union", "list[", "dict[", "literal[", "union["))
+    )
 
 
 def _annotations_at(location: list[str]) -> list[type[BaseModel]]:

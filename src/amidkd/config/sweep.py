@@ -126,7 +126,7 @@ class RayConfig(Section):
 class SweepConfig(Section):
     """Try settings of the run file and compare what comes out. ``output.folder`` is the sweep's folder."""
 
-    space: str | dict[str, Distribution] = Field(
+    space: dict[str, Distribution] = Field(
         description="`section.key: {low, high}`, or a list of choices; or the name of a ready space: "
         "`alpha`, `alpha×lambda` (also alpha*lambda), `divergence×between×alpha`."
     )
@@ -188,7 +188,6 @@ class SweepConfig(Section):
             raise ValueError(f"objective: a metric given twice in {', '.join(self.objective)}")
         if self.pruner.kind != "none" and len(self.objective) > 1:
             raise ValueError("pruner: several objectives have no order to prune by; use one objective, or pruner: none")
-        assert isinstance(self.space, dict)
         for key, entry in self.space.items():
             self._check_condition(key, entry)
         if self.sampler.kind == "grid":
@@ -200,7 +199,6 @@ class SweepConfig(Section):
         return self
 
     def _check_condition(self, key: str, entry: Range | Choices) -> None:
-        assert isinstance(self.space, dict)
         for other, wanted in (entry.when or {}).items():
             if other == key or other not in self.space:
                 raise ValueError(f"space.{key}.when: {other!r} is no other key of the space")

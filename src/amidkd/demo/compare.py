@@ -15,6 +15,7 @@ from amidkd.demo.runs import METHODS, Method, Scale, run_config, teacher_folder
 from amidkd.demo.task import make_rows
 from amidkd.errors import SettingError
 from amidkd.evaluation import (
+    DISTANCES,
     Estimate,
     ModelResult,
     difference,
@@ -33,14 +34,6 @@ __all__ = ["compare"]
 _log = logging.getLogger("amidkd")
 
 DATA_SEED = 2
-_OF_ITSELF = {
-    "kl_teacher_student",
-    "kl_student_teacher",
-    "top1_agreement",
-    "acceptance",
-    "kl_student_teacher_on_samples",
-    "acceptance_on_samples",
-}
 
 
 @dataclass(frozen=True)
@@ -176,7 +169,7 @@ def _summary(
     """What the demo's record says of each model: estimates over prompts and over training seeds, and differences."""
     scores = {key: stack_results(results) for key, results in found.items()}
     # A teacher is no distance from itself; those numbers would only say that 0 is 0.
-    alone = {name: entry for name, entry in teacher.estimates.items() if name not in _OF_ITSELF}
+    alone = {name: entry for name, entry in teacher.estimates.items() if name not in DISTANCES}
     entries = {"teacher": alone} | {key: estimates_of(entry) for key, entry in scores.items()}
     gains = {
         key: {name: difference(entry[name], scores[BASELINE][name]) for name in entry}

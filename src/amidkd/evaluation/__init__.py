@@ -2,7 +2,7 @@
 
 from amidkd.evaluation.bootstrap import Bootstrap
 from amidkd.evaluation.display import print_evaluation
-from amidkd.evaluation.entry import Measured, sample_lines, to_record, write_evaluation
+from amidkd.evaluation.entry import DISTANCES, Measured, sample_lines, to_record, write_evaluation
 from amidkd.evaluation.metrics import METRICS, Metric
 from amidkd.evaluation.run import check_evaluation, evaluate_run
 from amidkd.evaluation.scores import StoredScores, read_scores, write_scores
@@ -10,6 +10,7 @@ from amidkd.evaluation.statistics import Estimate, Interval, Scores, StandardErr
 from amidkd.evaluation.suite import ModelResult, estimates_of, evaluate_model, stack_results
 
 __all__ = [
+    "DISTANCES",
     "METRICS",
     "Bootstrap",
     "Estimate",

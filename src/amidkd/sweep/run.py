@@ -61,7 +61,7 @@ def run_sweep(config: RunConfig) -> int:
         raise SettingError("amidkd sweep starts its own processes: set sweep.workers, and do not use a launcher")
     folder, tree = Path(config.output.folder), yaml.safe_load(dump_yaml(config))
     _check_folder(folder)
-    check_space(config, tree, config.sweep.space)  # type: ignore[arg-type]
+    check_space(config, tree, config.sweep.space)
     goals = goals_of(config)
     _check_pruner(config)
     study = SweepStudy(config, goals, time.time())

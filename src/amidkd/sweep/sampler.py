@@ -26,7 +26,7 @@ def propose(sweep: SweepConfig, trials: Sequence[Any], directions: Sequence[str]
         trials: The trials that count, as Optuna holds them: finished, or running elsewhere.
         directions: ``minimize`` or ``maximize``, one for each objective.
     """
-    space: Space = sweep.space  # type: ignore[assignment]
+    space: Space = sweep.space
     tried = {_key(decoded_params(space, trial.params)) for trial in trials}
     left = None
     if is_finite(space):

@@ -130,7 +130,7 @@ class SweepStudy:
         stored = {key: encoded(value) for key, value in params.items()}
         self.optuna.enqueue_trial(stored, user_attrs={"host": platform.node(), "began": time.time()})
         trial = self.optuna.ask()
-        found = suggest(trial, self.sweep.space)  # type: ignore[arg-type]
+        found = suggest(trial, self.sweep.space)
         folder = trial_folder(self.folder, trial.number)
         lock = try_lock(folder / "lock")
         assert lock is not None, "a new trial's folder is locked"
@@ -147,7 +147,7 @@ class SweepStudy:
             if lock is None:
                 continue
             trial = optuna.trial.Trial(self.optuna, frozen._trial_id)
-            claim = Claim(trial, suggest(trial, self.sweep.space), folder, lock, resumed=True)  # type: ignore[arg-type]
+            claim = Claim(trial, suggest(trial, self.sweep.space), folder, lock, resumed=True)
             if _deaths(folder) < _DEATHS:
                 trial.set_user_attr("resumed", frozen.user_attrs.get("resumed", 0) + 1)
                 write_json(folder / "trial.json", {"number": trial.number, "params": claim.params})

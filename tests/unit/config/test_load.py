@@ -227,3 +227,16 @@ def test_a_teacher_behind_a_server_is_not_given_weights() -> None:
         parse(tree)
     tree["data"]["generation"]["engine"]["weight_push"] = "none"
     parse(tree)
+
+
+def test_an_override_reaches_a_key_of_the_sweeps_space(tmp_path) -> None:
+    path = write(tmp_path, with_(sweep={"space": {"objective.alpha": [-1, 0]}, "sampler": "grid"}))
+    found = load(path, ["sweep.space.objective.lam=[0.1, 0.3]"]).sweep
+    assert found is not None
+    assert {key: entry.choices for key, entry in found.space.items()} == {
+        "objective.alpha": [-1, 0],
+        "objective.lam": [0.1, 0.3],
+    }
+    with pytest.raises(SettingError, match="sweep.space.objective.alpha: an empty range") as caught:
+        load(path, ["sweep.space.objective.alpha={low: 2, high: 1}"])
+    assert "tagged-union" not in str(caught.value)
