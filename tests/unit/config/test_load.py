@@ -237,6 +237,6 @@ def test_an_override_reaches_a_key_of_the_sweeps_space(tmp_path) -> None:
         "objective.alpha": [-1, 0],
         "objective.lam": [0.1, 0.3],
     }
-    with pytest.raises(SettingError, match="sweep.space.objective.alpha: an empty range") as caught:
+    with pytest.raises(SettingError, match=r"sweep\.space\.objective\.alpha: an empty range") as caught:
         load(path, ["sweep.space.objective.alpha={low: 2, high: 1}"])
     assert "tagged-union" not in str(caught.value)
