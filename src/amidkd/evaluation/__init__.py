@@ -4,7 +4,7 @@ from amidkd.evaluation.bootstrap import Bootstrap
 from amidkd.evaluation.display import print_evaluation
 from amidkd.evaluation.entry import DISTANCES, Measured, sample_lines, to_record, write_evaluation
 from amidkd.evaluation.metrics import METRICS, Metric
-from amidkd.evaluation.run import check_evaluation, evaluate_run
+from amidkd.evaluation.run import TeacherResults, check_evaluation, evaluate_run
 from amidkd.evaluation.scores import StoredScores, read_scores, write_scores
 from amidkd.evaluation.statistics import Estimate, Interval, Scores, StandardError, difference, estimate, stack
 from amidkd.evaluation.suite import ModelResult, estimates_of, evaluate_model, stack_results
@@ -21,6 +21,7 @@ __all__ = [
     "Scores",
     "StandardError",
     "StoredScores",
+    "TeacherResults",
     "check_evaluation",
     "difference",
     "estimate",

@@ -1,6 +1,8 @@
 """``amidkd eval``: a run's student beside its teacher, into the run's record."""
 
+import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,30 @@ from amidkd.evaluation.tokens import assistant_of, farthest, token_lines
 from amidkd.models import evaluating, pad_id_of
 from amidkd.record import RunFolder, write_json_lines
 
-__all__ = ["check_evaluation", "evaluate_run"]
+__all__ = ["TeacherResults", "check_evaluation", "evaluate_run"]
 
 _log = logging.getLogger("amidkd")
+
+
+class TeacherResults:
+    """What a teacher reached, kept in this process for its other students on the same rows, as in a sweep."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[str, str], ModelResult] = {}
+
+    def of(self, config: RunConfig, rows: str, measure: Callable[[], ModelResult]) -> ModelResult:
+        """The teacher's result, measured where it is not known.
+
+        Args:
+            config: The run's settings; those of teacher, data, evaluation and the student's model decide.
+            rows: Name of the set of rows.
+            measure: Measures it.
+        """
+        decide = config.model_dump(mode="json", include={"student", "teacher", "data", "evaluation"})
+        key = (rows, json.dumps(decide, sort_keys=True))
+        if key not in self._found:
+            self._found[key] = measure()
+        return self._found[key]
 
 
 def check_evaluation(config: RunConfig, folder: RunFolder) -> None:
@@ -35,7 +58,13 @@ def check_evaluation(config: RunConfig, folder: RunFolder) -> None:
     Extras.ready(config, folder, row_sets(config))
 
 
-def evaluate_run(config: RunConfig, folder: RunFolder, *, student: str | Path | None = None) -> dict[str, Any]:
+def evaluate_run(
+    config: RunConfig,
+    folder: RunFolder,
+    *,
+    student: str | Path | None = None,
+    teacher_results: TeacherResults | None = None,
+) -> dict[str, Any]:
     """Measure a run's student and teacher on the same rows: held-out ones, plain text, the tasks of the suite.
 
     Writes ``results.evaluation`` of ``record.json``, ``samples.jsonl``, ``scores.npz`` and ``tokens.jsonl``.
@@ -45,6 +74,7 @@ def evaluate_run(config: RunConfig, folder: RunFolder, *, student: str | Path | 
         folder: The run folder.
         student: A model folder to measure instead; default: the run's ``student/``, or before training the model
             that ``student.model`` names.
+        teacher_results: What is known of its teacher; what is found is added.
 
     Returns:
         The entry written to the record: ``data``, ``settings``, ``student``, ``teacher``, ``difference`` (student −
@@ -60,7 +90,8 @@ def evaluate_run(config: RunConfig, folder: RunFolder, *, student: str | Path | 
     pair = load_pair(config, source)
     models = [model for _, model in pair.models.values()]
     check_context(sets, models)
-    found = {rows.name: _both(config, rows, pair, models) for rows in sets}
+    known = TeacherResults() if teacher_results is None else teacher_results
+    found = {rows.name: _both(config, rows, pair, models, known) for rows in sets}
     found, entries = extras.measure(found, pair)
     main = found.pop(MAIN)
     entry = write_evaluation(
@@ -70,7 +101,7 @@ def evaluate_run(config: RunConfig, folder: RunFolder, *, student: str | Path | 
     return entry
 
 
-def _both(config: RunConfig, rows: RowSet, pair: Pair, models: list[Any]) -> Measured:
+def _both(config: RunConfig, rows: RowSet, pair: Pair, models: list[Any], known: TeacherResults) -> Measured:
     title = f" ({rows.name})" if rows.name else ""
     _log.info("Evaluating %s on %d rows of %s%s", pair.source, len(rows.rows), Path(rows.file).name, title)
     memory_mb = config.kernels.memory_mb or 128.0
@@ -100,8 +131,11 @@ def _both(config: RunConfig, rows: RowSet, pair: Pair, models: list[Any]) -> Mea
             name=f"{side}{title}",
         )
 
-    student = measured(pair.student, "student")
-    return Measured(rows.file, student, None if pair.teacher is None else measured(pair.teacher.model, "teacher"))
+    student, teacher = measured(pair.student, "student"), pair.teacher
+    if teacher is None:
+        return Measured(rows.file, student, None)
+    reference = known.of(config, rows.name, lambda: measured(teacher.model, "teacher"))
+    return Measured(rows.file, student, reference)
 
 
 def _write_tokens(config: RunConfig, folder: RunFolder, pair: Pair, result: ModelResult) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from amidkd.config import parse
 from amidkd.errors import SettingError
-from amidkd.evaluation import Estimate, evaluate_run, print_evaluation
+from amidkd.evaluation import Estimate, TeacherResults, evaluate_run, print_evaluation
 from amidkd.evaluation.text import exact_match
 from amidkd.record import RunFolder, read_json_lines, write_json_lines
 
@@ -118,6 +118,23 @@ def test_a_run_without_a_teacher_is_measured_alone(run) -> None:
     assert "teacher" not in entry
     assert "kl_teacher_student" not in entry["student"]["metrics"]
     assert set(read_json_lines(folder.samples_file)[0]["answers"]) == {"student, greedy", "student, sampled"}
+
+
+def test_a_teacher_is_measured_once_for_all_its_students_on_the_same_rows(run, monkeypatch) -> None:
+    from amidkd.evaluation import run as module
+
+    tree, folder = run
+    names: list[str] = []
+    evaluate = module.evaluate_model
+    monkeypatch.setattr(module, "evaluate_model", lambda *a, **k: (names.append(k["name"]), evaluate(*a, **k))[1])
+    known = TeacherResults()
+    first = evaluate_run(parse(tree), folder, teacher_results=known)
+    again = evaluate_run(changed({**tree, "objective": {}}, "objective", alpha=-3), folder, teacher_results=known)
+    assert names == ["student", "teacher", "student"]
+    assert again["teacher"]["metrics"] == first["teacher"]["metrics"]
+    assert again["difference"] == first["difference"]
+    evaluate_run(changed(tree, "evaluation", sampling_seeds=[3]), folder, teacher_results=known)
+    assert names[3:] == ["student", "teacher"]
 
 
 def test_the_evaluation_section_chooses_the_rows(run, tmp_path: Path) -> None:
