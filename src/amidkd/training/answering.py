@@ -97,7 +97,7 @@ def write_text(rows: Sequence[Row], answering: Answering) -> int:
             "there"
         )
     first, settings = answering.rank == 0, _settings(writer, answering)
-    if first:
+    if first and not is_complete(answering.folder):
         _log.info("The %s's text to %d prompts goes to %s, once", settings.origin, len(rows), answering.folder)
     share = -(-len(rows) * settings.config.samples_per_prompt // answering.world)
     with Counter(share, name=f"{settings.origin}'s text") if first else nullcontext() as counter:
