@@ -1,7 +1,7 @@
 """Pictures of a sweep: metrics along a key, the front of two metrics, what each key explains."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -183,11 +183,8 @@ def front_figure(name: str, sweep: Sweep, x: str, y: str, title: str) -> Figure 
             on = trial in front
             (point,) = axes.plot(*place(trial), "o", color=SERIES[0] if on else MUTED, markersize=6 if on else 4)
             point.set_gid(f"point-{trial.number}")
-        box = {"facecolor": (PAPER, 0.75), "edgecolor": "none", "pad": 0.5}
-        for trial in front[:: max(1, math.ceil(len(front) / _MOST_LABELS))]:
-            style = {"textcoords": "offset points", "xytext": (5, 4), "fontsize": 7.5, "color": INK, "bbox": box}
-            axes.annotate(_where(trial, sweep) if len(sweep.space) <= 2 else f"{trial.number}", place(trial), **style)
         axes.margins(0.12)
+        _label_front(axes, front, place, lambda t: _where(t, sweep) if len(sweep.space) <= 2 else f"{t.number}")
         axes.ticklabel_format(scilimits=(-3, 5), useOffset=False)
         axes.set_xlabel(f"{across.label}, {_unit_text(across)}")
         axes.set_ylabel(f"{up.label}, {_unit_text(up)}", fontsize=8)
@@ -197,6 +194,34 @@ def front_figure(name: str, sweep: Sweep, x: str, y: str, title: str) -> Figure 
     if len(front) == 1:
         caption = f"Trial {front[0].number} is the best in both."
     return Figure(title, draw_svg(name, title, draw, height=3.0, tips=tips), caption)
+
+
+def _label_front(
+    axes: Any, front: Sequence[Trial], place: Callable[[Trial], tuple[float, float]], text: Callable[[Trial], str]
+) -> None:
+    """Name points of the front, leaving out a name that would lie on another."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    renderer = FigureCanvasAgg(axes.figure).get_renderer()
+    # Limits and layout are settled only by drawing.
+    axes.figure.draw_without_rendering()
+    box = {"facecolor": (PAPER, 0.75), "edgecolor": "none", "pad": 0.5}
+    taken: list[Any] = []
+    for trial in front[:: max(1, math.ceil(len(front) / _MOST_LABELS))]:
+        style = {
+            "textcoords": "offset points",
+            "xytext": (5, 4),
+            "fontsize": 7.5,
+            "color": INK,
+            "bbox": box,
+            "zorder": 1.5,
+        }
+        label = axes.annotate(text(trial), place(trial), **style)
+        extent = label.get_window_extent(renderer)
+        if any(extent.overlaps(other) for other in taken):
+            label.remove()
+        else:
+            taken.append(extent)
 
 
 def importance_figure(name: str, shares: Mapping[str, float], metric: str) -> Figure:
