@@ -54,10 +54,10 @@ class Choices(Section):
 
     @model_validator(mode="after")
     def _different(self) -> "Choices":
-        shown = [repr(choice) for choice in self.choices]
-        twice = sorted({each for each in shown if shown.count(each) > 1})
+        # 1 and 1.0 are one value to a storage.
+        twice = [repr(choice) for place, choice in enumerate(self.choices) if choice in self.choices[:place]]
         if twice:
-            raise ValueError(f"choices given twice: {', '.join(twice)}")
+            raise ValueError(f"choices given twice: {', '.join(dict.fromkeys(twice))}")
         return self
 
 
@@ -207,9 +207,23 @@ class SweepConfig(Section):
                 if isinstance(found, Choices):
                     possible = value in found.choices or value in [_name_of(choice) for choice in found.choices]
                 else:
-                    possible = isinstance(value, int | float) and found.low <= value <= found.high
+                    possible = isinstance(value, int | float) and _is_drawn(found, value)
                 if not possible:
-                    raise ValueError(f"space.{key}.when: {other} is never {value!r}, so {key} would never be tried")
+                    endless = isinstance(found, Range) and found.step is None
+                    hint = " (a range without a step has no single values: use choices, or a step)" if endless else ""
+                    raise ValueError(
+                        f"space.{key}.when: {other} is never {value!r}, so {key} would never be tried{hint}"
+                    )
+
+
+def _is_drawn(entry: Range, value: float) -> bool:
+    """Whether a value is one of so many of a range; of a range without gaps no single one ever comes up."""
+    whole = isinstance(entry.low, int) and isinstance(entry.high, int)
+    step = entry.step or (1 if whole else None)
+    if step is None or not entry.low <= value <= entry.high:
+        return False
+    places = (value - entry.low) / step
+    return abs(places - round(places)) < 1e-9
 
 
 def _name_of(choice: Any) -> Any:

@@ -120,7 +120,7 @@ def _finish(study: SweepStudy) -> int:
     study.look()
     found = write_snapshot(study)
     tidy(study, found)
-    _say(f"{counts_line(found)}. Stopped: {study.stopped or 'trials are left'}.")
+    _say(f"{counts_line(found)}. Stopped: {(study.stopped or 'trials are left').rstrip('.')}.")
     if not found["best"]:
         _say(f"No trial is complete, so there is nothing to compare. What the trials said: {study.folder / _LOG}")
         return 1

@@ -4,10 +4,11 @@ The choice depends on the seed and on the trials that are there, not on the proc
 resumed tries what it would have tried.
 """
 
+import itertools
 import math
 import random
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from amidkd.config import Choices, Range, SweepConfig
@@ -16,6 +17,8 @@ from amidkd.sweep.space import Space, applies, combinations, decoded, encoded, i
 __all__ = ["decoded_params", "propose", "suggest"]
 
 _ATTEMPTS = 64
+_MOST_LEFT = 10_000
+"""Of the combinations that are left, so many are looked at."""
 
 
 def propose(sweep: SweepConfig, trials: Sequence[Any], directions: Sequence[str]) -> dict[str, Any] | None:
@@ -28,16 +31,20 @@ def propose(sweep: SweepConfig, trials: Sequence[Any], directions: Sequence[str]
     """
     space: Space = sweep.space
     tried = {_key(decoded_params(space, trial.params)) for trial in trials}
-    left = None
+    left: Iterator[dict[str, Any]] = iter(())
+    first = None
     if is_finite(space):
-        left = [params for params in combinations(space) if _key(params) not in tried]
-        if not left or sweep.sampler.kind == "grid":
-            return left[0] if left else None
+        left = (params for params in combinations(space) if _key(params) not in tried)
+        first = next(left, None)
+        if first is None or sweep.sampler.kind == "grid":
+            return first
     for attempt in range(_ATTEMPTS):
         params = _drawn(sweep, space, trials, directions, attempt)
         if _key(params) not in tried:
             return params
-    return None if left is None else random.Random(f"{sweep.sampler.seed}|{len(trials)}").choice(left)
+    if first is None:
+        return None
+    return random.Random(f"{sweep.sampler.seed}|{len(trials)}").choice([first, *itertools.islice(left, _MOST_LEFT)])
 
 
 def _drawn(

@@ -60,6 +60,9 @@ def read_shared(folder: Path) -> Shared:
     Args:
         folder: The sweep's folder.
     """
+    # A machine that joins a database's sweep after its last trial made nothing here.
+    if not (folder / _FILE).is_file():
+        return Shared()
     entry = json.loads((folder / _FILE).read_text(encoding="utf-8"))
     return Shared(**{name: None if path is None else Path(path) for name, path in entry.items()})
 

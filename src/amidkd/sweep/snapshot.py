@@ -1,5 +1,6 @@
 """``sweep.json``: all that a sweep has found so far, for reports and for whoever watches."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -16,6 +17,8 @@ from amidkd.sweep.trial import seed_folder
 __all__ = ["SNAPSHOT", "best_of", "expected_trials", "write_snapshot"]
 
 SNAPSHOT = "sweep.json"
+_MOST_COUNTED = 10_000
+"""Combinations beyond which their number is not counted: it is counted anew at every trial."""
 _STATES = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running"}
 
 
@@ -61,9 +64,11 @@ def expected_trials(study: SweepStudy) -> int | None:
         study: The sweep.
     """
     space: Any = study.sweep.space
-    combined = len(combinations(space)) if is_finite(space) else None
-    known = [number for number in (study.sweep.trials, combined) if number is not None]
-    return min(known, default=None)
+    most = study.sweep.trials or _MOST_COUNTED
+    if not is_finite(space):
+        return study.sweep.trials
+    combined = sum(1 for _ in itertools.islice(combinations(space), most))
+    return combined if combined < most else study.sweep.trials
 
 
 def best_of(trials: Sequence[Mapping[str, Any]], goals: Sequence[Goal]) -> list[int]:
@@ -114,7 +119,8 @@ def _trial(study: SweepStudy, trial: Any) -> dict[str, Any]:
         "steps": result.get("steps", 0),
         "elapsed": attributes.get("elapsed"),
         "resumed": attributes.get("resumed", 0),
-        "error": None if error is None else _told(error),
+        # A process that was killed while it recorded a failure leaves the error in a trial that goes on.
+        "error": None if error is None or trial.state.name != "FAIL" else _told(error),
         "runs": result.get("runs") or _runs(study, folder),
         "validation": _losses(study.goals, trial),
     }

@@ -104,13 +104,15 @@ def _rounded(value: float) -> float:
     return round(value, 12) if isinstance(value, float) else value
 
 
-def combinations(space: Space) -> list[dict[str, Any]]:
-    """Every combination of a finite space, each once: a key whose condition fails is not in it.
+def combinations(space: Space) -> Iterator[dict[str, Any]]:
+    """Every combination of a finite space, each once and as it is asked for: there may be millions.
+
+    A key whose condition fails is not in it.
 
     Args:
         space: A finite space.
     """
-    return list(_combined(space, {key: values_of(entry) for key, entry in space.items()}))
+    return _combined(space, {key: values_of(entry) for key, entry in space.items()})
 
 
 def _combined(space: Space, values: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
@@ -259,13 +261,17 @@ def _wrong_combination(config: RunConfig, tree: Mapping[str, Any], params: Mappi
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             trial = trial_config(tree, params, seed=0, folder=folder)
-            for stage in stage_configs(trial):
+            stages = stage_configs(trial)
+            for stage in stages:
                 check_training_settings(stage)
                 if stage.teacher is not None:
                     check_policy(stage, "distill")
     except SettingError as error:
         lines = str(error).splitlines()
         return " ".join(line.strip() for line in (lines[1:] or lines))
+    if all(stage.teacher is None for stage in stages):
+        idle = [key for key in params if _under(key, "objective")]
+        return f"{' and '.join(idle)} has no effect without a teacher: fine-tuning has no objective" if idle else None
     return _without_effect(trial, params)
 
 

@@ -125,12 +125,22 @@ class SweepStudy:
         return params
 
     def _begin(self, params: dict[str, Any]) -> Claim:
+        import optuna
+
         from amidkd.sweep.space import encoded
 
-        stored = {key: encoded(value) for key, value in params.items()}
-        self.optuna.enqueue_trial(stored, user_attrs={"host": platform.node(), "began": time.time()})
-        trial = self.optuna.ask()
-        found = suggest(trial, self.sweep.space)
+        chosen = optuna.trial.FixedTrial({key: encoded(value) for key, value in params.items()})
+        found = suggest(chosen, self.sweep.space)
+        template = optuna.trial.create_trial(
+            state=optuna.trial.TrialState.RUNNING,
+            params=chosen.params,
+            distributions=chosen.distributions,
+            user_attrs={"host": platform.node(), "began": time.time()},
+        )
+        # In one write: a trial that was queued and not yet asked for when the process was killed would be run twice,
+        # and in a database one machine could ask for what another has queued.
+        made = self.optuna._storage.create_new_trial(self.optuna._study_id, template_trial=template)
+        trial = optuna.trial.Trial(self.optuna, made)
         folder = trial_folder(self.folder, trial.number)
         lock = try_lock(folder / "lock")
         assert lock is not None, "a new trial's folder is locked"
@@ -191,7 +201,7 @@ class SweepStudy:
         return None
 
     def _same_failure(self, counted: Sequence[Any]) -> str | None:
-        errors = [trial.user_attrs["error"] for trial in counted if "error" in trial.user_attrs]
+        errors = [trial.user_attrs["error"] for trial in counted if trial.state.name == "FAIL"]
         kinds = Counter(_kind_of_error(error) for error in errors)
         for kind, number in kinds.most_common(1):
             if number >= self.sweep.same_failures:

@@ -66,6 +66,15 @@ def test_a_finite_space_is_tried_whole_and_no_combination_twice(kind: str) -> No
     )
 
 
+@pytest.mark.parametrize("kind", ["grid", "tpe", "random"])
+def test_a_space_of_many_combinations_is_never_listed_whole(kind: str) -> None:
+    space = {f"training.{name}": list(range(10)) for name in "abcdefghij"}
+    sweep = SweepConfig.model_validate({"space": space, "sampler": kind, "trials": 2})
+    assert next(combinations(sweep.space)) == dict.fromkeys(space, 0)
+    first, second = run(sweep, 2)
+    assert first != second
+
+
 def sorted_items(params: dict[str, Any]) -> list[Any]:
     return sorted(params.items())
 

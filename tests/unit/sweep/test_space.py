@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from amidkd.config import Choices, Range, dump_yaml, parse
+from amidkd.config import Choices, Range, SweepConfig, dump_yaml, parse
 from amidkd.errors import SettingError
 from amidkd.sweep.space import applies, check_space, combinations, decoded, encoded, in_order, is_finite, values_of
 from amidkd.sweep.trial import trial_tree
@@ -26,7 +26,7 @@ def test_a_grid_has_each_distinct_combination_once_whatever_the_conditions() -> 
         between={"choices": ["ta", "sa", "ts"]},
         lam={"choices": [0.1, 0.5], "when": {"alpha": [0, 1]}},
     )
-    found = combinations(space)
+    found = list(combinations(space))
     by_hand = [{"between": "ts"}]
     for between, alpha in itertools.product(["ta", "sa"], [-1, 0, 1]):
         rest = [{}] if alpha == -1 else [{"lam": 0.1}, {"lam": 0.5}]
@@ -60,6 +60,26 @@ def test_conditions_in_a_circle_are_refused() -> None:
     )
     with pytest.raises(SettingError, match="go in a circle"):
         in_order(space)
+
+
+@pytest.mark.parametrize(
+    ("entry", "value", "possible"),
+    [
+        ({"low": -1.0, "high": 1.0}, 0.5, False),
+        ({"low": -1.0, "high": 1.0, "step": 0.1}, 0.3, True),
+        ({"low": -1.0, "high": 1.0, "step": 0.1}, 0.35, False),
+        ({"low": 1, "high": 4}, 3, True),
+        ({"low": 1, "high": 4}, 5, False),
+    ],
+)
+def test_a_condition_on_a_range_names_a_value_that_comes_up(entry: Any, value: float, possible: bool) -> None:
+    space = {"objective.alpha": entry, "objective.lam": {"choices": [0.1], "when": {"objective.alpha": value}}}
+    make = lambda: SweepConfig.model_validate({"space": space, "sampler": "random", "trials": 1})  # noqa: E731
+    if possible:
+        assert applies(make().space["objective.lam"], {"objective.alpha": value})
+    else:
+        with pytest.raises(ValueError, match="would never be tried"):
+            make()
 
 
 def test_a_section_comes_back_from_the_storage_as_it_was() -> None:
@@ -118,7 +138,7 @@ def test_ready_spaces_can_be_run_and_alpha_is_left_out_where_there_is_no_assista
     for name, count in (("alpha", 8), ("alpha*lambda", 40), ("divergence × between × alpha", 4 * (2 * 8 + 1))):
         config = sweep_config(sweep={"space": name})
         check_space(config, yaml.safe_load(dump_yaml(config)), config.sweep.space)
-        assert len(combinations(config.sweep.space)) == count
+        assert len(list(combinations(config.sweep.space))) == count
 
 
 def test_a_key_that_a_stage_sets_too_is_refused(sweep_config) -> None:

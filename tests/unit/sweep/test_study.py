@@ -126,6 +126,43 @@ def test_a_trial_whose_process_is_gone_is_taken_up_with_its_settings(sweep_confi
     assert (taken.number, taken.params, taken.resumed) == (0, claim.params, True)
 
 
+def test_a_kill_right_after_a_trial_is_made_neither_loses_nor_repeats_it(
+    sweep_config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = sweep_config()
+    killed = SweepStudy(config, NLL, time.time())
+    make = killed.optuna._storage.create_new_trial
+
+    def make_and_die(*arguments: Any, **named: Any) -> None:
+        make(*arguments, **named)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(killed.optuna._storage, "create_new_trial", make_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        killed.claim()
+    study = SweepStudy(config, NLL, time.time())
+    claims = [claimed(study), claimed(study)]
+    assert [(claim.number, claim.params) for claim in claims] == [
+        (0, {"objective.alpha": -1.0}),
+        (1, {"objective.alpha": 0.5}),
+    ]
+    assert study.claim() is None
+
+
+def test_an_error_that_was_half_recorded_is_none_of_the_trial_that_goes_on(sweep_config) -> None:
+    config = sweep_config(sweep={"same_failures": 1})
+    killed = claimed(SweepStudy(config, NLL, time.time()))
+    # The process is killed before the state follows.
+    killed.trial.set_user_attr("error", {"type": "OSError", "message": "gone", "where": ""})
+    killed.lock.release()
+    study = SweepStudy(config, NLL, time.time())
+    claim = claimed(study)
+    assert (claim.number, claim.resumed) == (0, True)
+    study.complete(claim, result(1.0))
+    assert study.look(), "no failure that stops the sweep"
+    assert write_snapshot(study)["trials"][0]["error"] is None
+
+
 def test_a_trial_that_kills_its_process_again_and_again_is_given_up(sweep_config) -> None:
     config = sweep_config()
     for _ in range(3):

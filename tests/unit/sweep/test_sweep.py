@@ -13,6 +13,8 @@ import yaml
 from amidkd.cli import main
 from amidkd.config import load, parse
 from amidkd.record import read_json_lines
+from amidkd.sweep.sharing import read_shared
+from amidkd.sweep.trial import Shared
 
 SCRIPT = Path(__file__).with_name("killed_sweep.py")
 SHAPE = {"model_type": "gpt2", "n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 64}
@@ -143,7 +145,9 @@ def test_several_objectives_leave_a_front(run_file, tmp_path: Path) -> None:
         ({"sweep": None}, "no `sweep` section"),
         ({"sweep": {"space": {}}}, "an empty space"),
         ({"sweep": {"space": {"objective.alpha": {"low": 1, "high": 1}}}}, "an empty range"),
+        ({"sweep": {"space": {"training.weight_decay": [1, 1.0]}}}, "choices given twice: 1.0"),
         ({"sweep": {"space": {"objective.alfa": [1, 2]}}}, "did you mean objective.alpha"),
+        ({"teacher": None}, "objective.alpha has no effect without a teacher"),
         ({"sweep": {"objective": "bleu_greedy"}}, "add bleu to evaluation.metrics"),
         ({"sweep": {"pruner": "median"}, "data": {"validation": None}}, "nothing to evaluate on"),
         ({"sweep": {"space": {"data.max_rows": [8, 16]}}, "teacher": {"kind": "cached"}}, "teacher.kind: cached"),
@@ -154,6 +158,10 @@ def test_what_cannot_be_swept_is_one_message(
 ) -> None:
     assert main(["sweep", str(run_file(**sections))]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_folder_where_nothing_was_made_has_nothing_in_common(tmp_path: Path) -> None:
+    assert read_shared(tmp_path) == Shared()
 
 
 def test_a_folder_with_a_run_in_it_is_left_alone(run_file, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
