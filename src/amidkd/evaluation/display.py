@@ -10,7 +10,7 @@ from amidkd.evaluation.extra_lines import extra_lines
 from amidkd.evaluation.metrics import GROUPS, METRICS, Metric
 from amidkd.evaluation.statistics import Estimate
 
-__all__ = ["Shown", "ShownError", "print_evaluation", "show"]
+__all__ = ["Shown", "ShownError", "print_evaluation", "show", "table_console"]
 
 _DECIMALS = {"share": 1, "nats": 3, "tokens": 2, "score": 1, "": 2}
 
@@ -70,16 +70,20 @@ def _fixed(value: float, decimals: int) -> str:
     return f"{value:.{decimals}f}".replace("-", "−")
 
 
+def table_console() -> Any:
+    """Where tables are printed: a terminal at its width; a file or a pipe with room for a metric on a line."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 120)
+
+
 def print_evaluation(evaluation: Mapping[str, Any]) -> None:
     """Print an evaluation as tables on standard output: the held-out rows, then the tasks of the suite.
 
     Args:
         evaluation: What :func:`amidkd.evaluation.evaluate_run` returned, or ``results.evaluation`` of a record.
     """
-    from rich.console import Console
-
-    # A file or a pipe has no width to respect; this one has room for a metric on a line.
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = table_console()
     console.print(_table(evaluation))
     suite = evaluation.get("suite") or {}
     if suite:

@@ -10,7 +10,7 @@ from amidkd.citations import Citation, citations_of
 from amidkd.config import load
 from amidkd.errors import SettingError
 from amidkd.evaluation.compare import Gap, metric_of
-from amidkd.evaluation.display import show
+from amidkd.evaluation.display import show, table_console
 from amidkd.evaluation.metrics import Metric
 from amidkd.evaluation.statistics import Estimate
 from amidkd.record import read_json_lines
@@ -174,9 +174,7 @@ def print_compared(found: Compared) -> None:
     Args:
         found: The comparison.
     """
-    from rich.console import Console
-
-    console = Console()
+    console = table_console()
     in_full = len(found.sides) <= _MOST_PICTURES
     if in_full:
         for side in found.sides[1:]:
