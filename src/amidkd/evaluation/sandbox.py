@@ -180,22 +180,29 @@ class _Watched:
                     break
 
     def _end(self) -> None:
-        # In a tree of its own the program is the first process: without it, the kernel ends the rest.
-        first = self._messages().get("pid")
+        # In a tree of its own the program is the first process: without it, the kernel ends the rest. The line that
+        # names it came before the program began; a program that wrote another is not to be believed.
+        code = self._process.poll()
+        first = next(iter(self._lines()), {}).get("pid") if code is None or code < 0 else None
         for end, number in ((os.kill, first), (os.killpg, self._process.pid)):
             if number is not None:
                 try:
-                    end(int(number), signal.SIGKILL)
+                    end(number, signal.SIGKILL)
                 except (ProcessLookupError, PermissionError):
                     continue
 
     def _messages(self) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        return {key: value for line in self._lines() for key, value in line.items()}
+
+    def _lines(self) -> list[dict[str, Any]]:
+        found = []
         for line in bytes(self._said).split(b"\n"):
             try:
-                found.update(json.loads(line))
-            except ValueError:
+                message = json.loads(line)
+            except (ValueError, RecursionError):
                 continue
+            if isinstance(message, dict):
+                found.append(message)
         return found
 
     def _why(self, said: Mapping[str, Any], code: int, in_time: bool) -> str:
@@ -204,8 +211,10 @@ class _Watched:
         if "why" in said:
             return str(said["why"])
         number = -code if code < 0 else code - 128
-        if code < 0 or number in set(signal.Signals):
+        if number in set(signal.Signals):
             return f"ended by {signal.Signals(number).name}"
+        if code < 0:
+            return f"ended by signal {number}"
         return f"ended itself with status {code}"
 
 

@@ -1,6 +1,8 @@
 """Programs that go wrong in every way, in the sandbox."""
 
+import json
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -169,3 +171,20 @@ for descriptor in range(3, 64):
 os._exit(0)
 """
     assert not run_program(program, SMALL).passed
+
+
+SAY = "import os\nfor place in range(3, 64):\n    try: os.write(place, {line!r})\n    except OSError: pass\n"
+
+
+def test_a_program_cannot_say_whom_to_end() -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as bystander:
+        line = json.dumps({"pid": bystander.pid}).encode() + b"\n"
+        run_program(SAY.format(line=line) + "while True: pass", Limits(seconds=1))
+        run_program(SAY.format(line=line), SMALL)
+        assert bystander.poll() is None
+        bystander.communicate(b"\n")
+
+
+@pytest.mark.parametrize("line", [b"5\n", b'{"pid": "abc"}\n', b"[1]\n", b"[" * 5000 + b"\n"])
+def test_whatever_a_program_says_the_evaluation_goes_on(line: bytes) -> None:
+    assert run_program(SAY.format(line=line) + "assert False", SMALL).why.startswith("AssertionError")
