@@ -117,12 +117,18 @@ def check_tests(rows: Sequence[Row], config: CodeConfig) -> None:
         config: Which columns hold what.
 
     Raises:
-        SettingError: A row with a prompt has none.
+        SettingError: A row with a prompt has none, or names its function by something else than text.
     """
     for row in rows:
         if row.text is not None:
             raise SettingError(f"evaluation.code: {row.where} is plain text; code is asked for by a prompt")
         _tests(row, config.tests)
+        name = row.kept.get(config.entry_point)
+        if name is not None and not isinstance(name, str):
+            raise SettingError(
+                f"evaluation.code.entry_point: {row.where}: column `{config.entry_point}` must hold the name of the "
+                f"function asked for, as text; got {repr(name)[:80]}"
+            )
 
 
 @dataclass(frozen=True)

@@ -79,6 +79,9 @@ def test_tests_may_be_lines_and_must_be_there() -> None:
             check_tests([row(**kept)], CONFIG)
     with pytest.raises(SettingError, match="plain text"):
         check_tests([Row(0, "x", text="words")], CONFIG)
+    with pytest.raises(SettingError, match=r"column `entry_point` must hold the name of the function"):
+        check_tests([row(test="assert f()", entry_point=3)], CONFIG)
+    check_tests([row(test="assert f()", entry_point=None)], CONFIG)
 
 
 def answers(*texts: str) -> Answers:
