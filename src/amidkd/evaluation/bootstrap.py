@@ -48,8 +48,9 @@ class Bootstrap:
     def estimates(self, scores: Mapping[str, Scores]) -> dict[str, Estimate]:
         """Every metric with its standard errors and its interval.
 
-        No interval is given where fewer than two prompts were measured, where the value is infinite, and where every
-        prompt has the same score: drawing equal scores again says nothing about prompts that were not seen.
+        No interval is given where fewer than two prompts were measured, where the value is infinite, where every
+        prompt has the same score (drawing equal scores again says nothing about prompts that were not seen), and where
+        nearly all draws lie on one side of the value, as with the calibration error of a few prompts.
 
         Args:
             scores: Scores by metric.
@@ -121,9 +122,12 @@ class Bootstrap:
         if len(drawn) < self.resamples / 2 or not np.isfinite(left_out).all():
             return None
         low, high = (1 - self.level) / 2, (1 + self.level) / 2
-        below = float((drawn < value).mean() + 0.5 * (drawn == value).mean())
-        if 0 < below < 1:
-            low, high = (_moved(level, below, _acceleration(left_out)) for level in (low, high))
+        alike = np.isclose(drawn, value, rtol=1e-9, atol=1e-12)
+        below = float((~alike & (drawn < value)).mean() + 0.5 * alike.mean())
+        # Further off than that, the bias is larger than what BCa corrects: its interval would be a point, or elsewhere.
+        if not low < below < high:
+            return None
+        low, high = (_moved(level, below, _acceleration(left_out)) for level in (low, high))
         ends = np.quantile(drawn, [low, high])
         return Interval(float(ends[0]), float(ends[1]), self.level)
 

@@ -128,3 +128,14 @@ def test_a_model_has_no_gap_from_itself() -> None:
     scores = Scores(RNG.normal(size=30), RNG.integers(1, 5, size=30).astype(float))
     found = Bootstrap().gap(scores, scores)
     assert (found.value, found.interval.low, found.interval.high) == (0, 0, 0)
+
+
+def test_a_value_at_the_edge_of_its_draws_has_no_interval() -> None:
+    # Five bins, each a little off by chance: every draw of six prompts is off by more.
+    draw = np.random.default_rng(1)
+    gaps = draw.normal(size=(6, 5))
+    gaps -= gaps.mean(axis=0) - 0.01
+    few = Scores(np.column_stack([gaps, np.full(6, 8.0)]), np.full(6, 8.0), formula="calibration")
+    found = Bootstrap().estimates({"ece": few})["ece"]
+    assert found.interval is None
+    assert found.error("prompts").value > 0

@@ -148,3 +148,14 @@ def test_a_metric_of_a_task_is_named_with_it() -> None:
     assert metric_of("dolly.rouge_l_sampled").label == "dolly: ROUGE-L, sampled"
     assert metric_of("nll").label == "NLL of real text"
     assert metric_of("dolly.accuracy") is None
+
+
+def test_rounding_is_no_difference() -> None:
+    draw = np.random.default_rng(5)
+    tokens = draw.integers(5, 40, size=120).astype(float)
+    sums = 2.5 * tokens
+    # As where rows were batched otherwise: up, and by the same few digits on every prompt.
+    first, second = Scores(sums, tokens), Scores(sums + 2e-7 * tokens, tokens)
+    assert verdict(Runs("a", (0,), ({"nll": first},)), Runs("b", (0,), ({"nll": second},))).finding == "same"
+    third = Scores(sums + 1e-4 * tokens, tokens)
+    assert verdict(Runs("a", (0,), ({"nll": first},)), Runs("b", (0,), ({"nll": third},))).finding == "prompts"
