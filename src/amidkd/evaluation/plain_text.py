@@ -35,7 +35,7 @@ def measure_text(
     Args:
         model: A causal model, not wrapped for distribution.
         tokenizer: Its tokenizer.
-        rows: Rows with ``text``.
+        rows: Rows with ``text``, at least one of them not empty; an empty one has no part.
         max_length: Tokens of a window.
         batch_size: Windows in a batch.
         memory_mb: Room for temporaries over the vocabulary, MiB.
@@ -48,7 +48,8 @@ def measure_text(
     windows: list[Example] = []
     owners: list[int] = []
     for place, row in enumerate(rows):
-        own = corpus_windows([row], tokenizer, max_length=max_length)
+        # An empty text is no window where the tokenizer has no BOS.
+        own = corpus_windows([row], tokenizer, max_length=max_length) if row.text else []
         windows += own
         owners += [place] * len(own)
     with (

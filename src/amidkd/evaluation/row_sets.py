@@ -75,6 +75,8 @@ def _texts(evaluation: EvaluationConfig) -> list[Row]:
     other = next((row for row in rows if row.text is None), None)
     if other is not None:
         raise SettingError(f"evaluation.text: {other.where}: plain text is in a column `text`; this row has none")
+    if not any(row.text for row in rows):
+        raise SettingError(f"evaluation.text: all texts of {evaluation.text} are empty")
     return rows
 
 

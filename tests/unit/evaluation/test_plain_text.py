@@ -67,3 +67,12 @@ def test_rows_without_text_are_refused(tree: dict) -> None:
     other = {**tree, "evaluation": {**tree["evaluation"], "text": tree["data"]["train"]}}
     with pytest.raises(SettingError, match=r"evaluation\.text: valid\.jsonl, line 1: .* column `text`"):
         evaluate_run(parse(other), RunFolder(Path(tree["output"])))
+
+
+def test_an_empty_text_has_no_part(tree: dict, world, tmp_path: Path) -> None:
+    rows = [Row(n, f"line {n}", text=text) for n, text in enumerate(["red cat", "", "dog"])]
+    result = measure_text(world.student, tokenizer=world.tokenizer, rows=rows, max_length=40, batch_size=2)
+    assert result.scores["text_nll"].counts.tolist() == [2, 0, 1]
+    write_json_lines(tmp_path / "text.jsonl", [{"text": ""}])
+    with pytest.raises(SettingError, match=r"evaluation\.text: all texts of .*text\.jsonl are empty"):
+        evaluate_run(parse(tree), RunFolder(Path(tree["output"])))
