@@ -200,6 +200,8 @@ class EvaluationConfig(Section):
     @field_validator("lm_eval", mode="before")
     @classmethod
     def _tasks_alone(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            value = [value]
         return {"tasks": value} if isinstance(value, list) else value
 
     @model_validator(mode="after")
@@ -209,6 +211,11 @@ class EvaluationConfig(Section):
             twice = sorted({name for name in names if names.count(name) > 1})
             if not names or twice:
                 raise ValueError(f"suite: {'names given twice: ' + ', '.join(twice) if twice else 'an empty list'}")
+        again = sorted({seed for seed in self.sampling_seeds if self.sampling_seeds.count(seed) > 1})
+        if again:
+            raise ValueError(
+                f"sampling_seeds: {', '.join(map(str, again))} given twice, which would count the same answers twice"
+            )
         if self.suite_max_prompt_length >= self.suite_max_length:
             raise ValueError("suite_max_prompt_length leaves no room for an answer: it must be below suite_max_length")
         if self.code is not None and max(self.code.k) > len(self.sampling_seeds):
