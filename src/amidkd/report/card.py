@@ -205,7 +205,12 @@ def _teachers(teacher: TeacherConfig) -> str:
 
 
 def _table(rows: list[tuple[str, str]]) -> str:
-    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {_in_a_cell(value)} |" for name, value in rows)])
+
+
+def _in_a_cell(text: str) -> str:
+    """Without what ends a cell or its row; a prompt template often has both."""
+    return text.replace("\n", "\\n").replace("|", "\\|")
 
 
 def _name(source: str) -> str:

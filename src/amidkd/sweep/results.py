@@ -71,7 +71,7 @@ def write_best(config: RunConfig, shared: Shared | None = None) -> list[Path]:
         written.append(path)
     for path in folder.glob("best*.yaml"):
         if path not in written and re.fullmatch(r"best(-\d+)?\.yaml", path.name):
-            path.unlink()
+            path.unlink(missing_ok=True)
     return written
 
 

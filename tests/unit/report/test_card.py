@@ -72,3 +72,14 @@ def test_a_card_without_an_evaluation_claims_none(folder: RunFolder) -> None:
 def test_there_is_no_card_without_a_student(folder: RunFolder) -> None:
     folder.student.rmdir()
     assert refresh_card(folder) is None
+
+
+def test_a_prompt_template_stays_in_its_cell(folder: RunFolder) -> None:
+    template = "<|user|>\n{prompt}\n<|assistant|>\n"
+    data = {"train": "org/rows", "prompt_template": template}
+    run = {"student": "org/small", "teacher": "org/large", "data": data, "output": "o"}
+    write_atomic(folder.run_file, dump_yaml(parse(run)))
+    card = refresh_card(folder)
+    assert card is not None
+    lines = card.read_text(encoding="utf-8").splitlines()
+    assert r"| prompt template | `<\|user\|>\n{prompt}\n<\|assistant\|>\n` |" in lines

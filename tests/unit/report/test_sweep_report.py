@@ -16,7 +16,7 @@ from amidkd.evaluation.scores import write_scores
 from amidkd.evaluation.statistics import Scores
 from amidkd.report.sweep import describe_sweep, summary_of_sweep, sweep_of_run, write_sweep_report
 from amidkd.report.sweep import noise as noise_module
-from amidkd.report.sweep.figures import curve_figure, error_kind, front_of
+from amidkd.report.sweep.figures import curve_figure, error_kind, front_figure, front_of
 from amidkd.report.sweep.importance import importance_of
 from amidkd.report.sweep.maps import cells_of, map_figure, scatter_figure
 from amidkd.report.sweep.noise import standing, t_quantile
@@ -297,6 +297,13 @@ def test_the_front_by_hand(tmp_path: Path) -> None:
     sweep = read_sweep(write_sweep(tmp_path / "s", trials))
     front = front_of(sweep.complete(), metric_called("nll"), metric_called("coverage"))
     assert [each.number for each in front] == [5, 0, 1, 4]
+    turned = [{"metric": "nll", "direction": "minimize"}, {"metric": "coverage", "direction": "minimize"}]
+    sweep = read_sweep(write_sweep(tmp_path / "t", trials, objective=turned))
+    figure = front_figure("f", sweep, "nll", "coverage", "")
+    assert figure is not None
+    assert figure.caption == "Trial 5 is the best in both.", "-coverage asks for little of it"
+    assert "lower is better" in figure.svg
+    assert "higher is better" not in figure.svg
 
 
 # Importances

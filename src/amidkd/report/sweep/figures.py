@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 from amidkd.evaluation.metrics import Metric
 from amidkd.report.figures import DASHES, GRID, INK, MUTED, PAPER, SERIES, Figure, draw_svg
@@ -156,6 +157,14 @@ def front_of(trials: Sequence[Trial], first: Metric, second: Metric) -> list[Tri
     return front
 
 
+def _aimed(sweep: Sweep, name: str) -> Metric:
+    """A metric with the direction that the sweep takes it in: `-name` among the objectives turns it around."""
+    better: dict[str, Literal["lower", "higher"]] = {"minimize": "lower", "maximize": "higher"}
+    aims = {objective.metric: better[objective.direction] for objective in sweep.objectives}
+    found = metric_called(name)
+    return replace(found, better=aims[name]) if name in aims else found
+
+
 def front_figure(name: str, sweep: Sweep, x: str, y: str, title: str) -> Figure | None:
     """Trials by two metrics, and the front of those that none beats in both; None where fewer than two have both.
 
@@ -167,7 +176,7 @@ def front_figure(name: str, sweep: Sweep, x: str, y: str, title: str) -> Figure 
         title: Heading.
     """
     trials = [t for t in sweep.complete() if t.estimate(x) is not None and t.estimate(y) is not None]
-    across, up = metric_called(x), metric_called(y)
+    across, up = _aimed(sweep, x), _aimed(sweep, y)
     if len(trials) < 2 or across.better is None or up.better is None:
         return None
     front = front_of(trials, across, up)
