@@ -1,6 +1,7 @@
 """Runs compared from their folders: which can be, on which prompts, and what the page, Markdown and JSON say."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,38 @@ def test_what_cannot_be_compared_is_named(tmp_path: Path) -> None:
     notes = " ".join(found["notes"])
     assert "tokens and a cut the held-out text into other tokens" in notes
     assert "teacher was held against another teacher than a, so these are not compared: KL(teacher‖student)" in notes
+
+
+JUDGE = {"model": "j", "against": "teacher", "answers": "greedy", "instruction": None, "url": "http://one"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "left_out"),
+    [
+        ({"coverage_epsilon": 0.05}, {"coverage"}),
+        ({"sampling_seeds": [1]}, {"distinct_1_sampled"}),
+        ({"judge": {**JUDGE, "against": "reference"}}, {"judge_win_rate"}),
+        ({"judge": {**JUDGE, "url": "http://two"}}, set()),
+    ],
+)
+def test_metrics_that_a_setting_makes_another_number_are_not_compared(
+    tmp_path: Path, settings: dict, left_out: set
+) -> None:
+    metrics = {"coverage", "distinct_1_sampled", "judge_win_rate"}
+    paths = []
+    for name, changed in (("a", {}), ("b", settings)):
+        run = RunFolder(make(tmp_path / name, 0.0, len(paths), alpha=len(paths)))
+        found = result(0.0, len(paths))
+        scores = found.scores | dict.fromkeys(metrics, found.scores["nll"])
+        write_scores(run.scores_file, {"": (replace(found, scores=scores), None)})
+        evaluation = run.record()["results"]["evaluation"]
+        evaluation["settings"] |= {"coverage_epsilon": 1e-3, "sampling_seeds": [1, 2], "judge": JUDGE} | changed
+        run.update_record(results={"evaluation": evaluation})
+        paths.append(run.path)
+    found = as_json(paths, tmp_path)
+    assert metrics - set(found["sides"][1]["difference"]) == left_out
+    told = [note for note in found["notes"] if "were measured with other settings" in note]
+    assert len(told) == bool(left_out)
 
 
 def test_runs_that_cannot_be_used_are_left_out_by_name(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """What several runs can be compared by: the prompts that all of them answered, and the metrics that mean the same."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,9 @@ __all__ = ["Compared", "Side", "compared"]
 _ON_GIVEN_TEXT = ("real text", "distance", "calibration")
 """Groups of metrics whose counts are tokens of the held-out text: the same for all, unless they are cut otherwise."""
 _AGAINST_TEACHER = ("distance", "samples", "use")
+_DECIDED_BY = {"coverage": "coverage_epsilon", "ece": "calibration_bins", "judge_win_rate": "judge"}
+"""Metrics that are another number under another setting of the evaluation."""
+_OF_THE_JUDGE = ("model", "against", "answers", "instruction")
 _MEASURED_HOW = ("temperature", "sampling_seeds", "max_new_tokens", "no_repeat_ngram_size")
 
 
@@ -213,13 +216,14 @@ def _not_comparable(
     skip: dict[str, list[str]] = {}
     reasons = []
     for name, group in groups:
-        tokens, teachers = set(), set()
+        tokens, teachers, settings = set(), set(), set()
         for run in group:
             other = cut[run.folder.path]
             tokens |= {m for m in other.student if m in first.student and _other_tokens(m, first, other)}
+            settings |= _decided_otherwise(other.student, groups[0][1][0], run)
             if _other_teacher(first, other, groups[0][1][0], run):
-                teachers |= {m for m in other.student if _group_of(m) in _AGAINST_TEACHER}
-        skip[name] = sorted(tokens | teachers)
+                teachers |= {m for m in other.student if _group_of(m) in _AGAINST_TEACHER or _wins_over_teacher(m, run)}
+        skip[name] = sorted(tokens | teachers | settings)
         if tokens:
             reasons.append(
                 f"{name} and {groups[0][0]} cut the held-out text into other tokens (another tokenizer, template or "
@@ -230,7 +234,37 @@ def _not_comparable(
                 f"{name} was held against another teacher than {groups[0][0]}, so these are not compared: "
                 f"{_labels(teachers - tokens)}."
             )
+        if settings - tokens - teachers:
+            reasons.append(
+                f"{name} and {groups[0][0]} were measured with other settings (coverage_epsilon, calibration_bins, the "
+                "judge, or the number of sampling_seeds), so these are not compared: "
+                f"{_labels(settings - tokens - teachers)}."
+            )
     return skip, reasons
+
+
+def _decided_otherwise(names: Iterable[str], one: Loaded, two: Loaded) -> set[str]:
+    """Metrics that the settings of two evaluations make two things."""
+    ours, theirs = (_deciding(run) for run in (one, two))
+    kinds = {name: "diversity" if _group_of(name) == "diversity" else name.rpartition(".")[2] for name in names}
+    return {name for name, kind in kinds.items() if kind in ours and kind in theirs and ours[kind] != theirs[kind]}
+
+
+def _deciding(run: Loaded) -> dict[str, Any]:
+    """What decides a metric, or a group of them, in a run; a record of an earlier version may not say it."""
+    settings = run.evaluation.get("settings", {})
+    found = {metric: settings[key] for metric, key in _DECIDED_BY.items() if settings.get(key) is not None}
+    if "judge_win_rate" in found:
+        found["judge_win_rate"] = [found["judge_win_rate"].get(key) for key in _OF_THE_JUDGE]
+    if "sampling_seeds" in settings:
+        # The more answers to a prompt, the more they repeat.
+        found["diversity"] = len(settings["sampling_seeds"])
+    return found
+
+
+def _wins_over_teacher(name: str, run: Loaded) -> bool:
+    judge = run.evaluation.get("settings", {}).get("judge") or {}
+    return name.rpartition(".")[2] == "judge_win_rate" and judge.get("against") == "teacher"
 
 
 def _group_of(name: str) -> str:
