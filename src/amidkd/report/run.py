@@ -21,7 +21,7 @@ from amidkd.report.point import point_figure
 from amidkd.report.results import estimates_of, measured, results_of, suite_of
 from amidkd.report.sweep import sweep_of_run
 from amidkd.report.tokens import costly_tokens, token_rows
-from amidkd.report.words import count, describe_objective, describe_policy, describe_teacher, duration
+from amidkd.report.words import count, describe_objective, describe_policy, describe_teacher, duration, verb_of
 
 __all__ = ["sentence_of", "write_report"]
 
@@ -49,6 +49,7 @@ def write_report(folder: RunFolder) -> Path:
         "title": folder.path.name,
         "sentence": sentence_of(record, config),
         "folder": shlex.quote(os.path.relpath(folder.path)),
+        "verb": record.get("verb", "distill" if config is None else verb_of(config)),
         "warnings": [entry["text"] for entry in record.get("warnings", [])],
         **_of_evaluation(record),
         **_of_training(folder, record, config),

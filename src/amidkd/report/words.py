@@ -6,6 +6,7 @@ from amidkd.config import (
     LiveTeacher,
     ObjectiveConfig,
     PolicyConfig,
+    RunConfig,
     ServedTeacher,
     SumConfig,
     TeacherConfig,
@@ -24,6 +25,7 @@ __all__ = [
     "mebibytes",
     "number",
     "signed",
+    "verb_of",
 ]
 
 
@@ -177,3 +179,12 @@ def _setting(value: float | ScheduleConfig) -> str:
         return " → ".join(number(point) for _, point in value.points)
     path = f"{number(value.start)} → {number(value.end)}"
     return f"{path} (adaptive)" if isinstance(value, AdaptiveSchedule) else path
+
+
+def verb_of(config: RunConfig) -> str:
+    """The command that trains with a run file: ``distill``, or ``sft`` where nothing teaches.
+
+    Args:
+        config: The run file.
+    """
+    return "sft" if config.teacher is None and config.stages is None else "distill"

@@ -11,6 +11,7 @@ from amidkd.config import RunConfig, dump_yaml, parse
 from amidkd.record import write_atomic
 from amidkd.report.sweep import describe_sweep, write_sweep_report
 from amidkd.report.sweep.record import Sweep, Trial, read_sweep
+from amidkd.report.words import verb_of
 from amidkd.sweep.trial import Shared, trial_tree
 
 __all__ = ["Results", "write_best", "write_results"]
@@ -66,8 +67,8 @@ def write_best(config: RunConfig, shared: Shared | None = None) -> list[Path]:
     for number in sweep.best if several else sweep.best[:1]:
         path = folder / (f"best-{number}.yaml" if several else "best.yaml")
         trial = sweep.trial(number)
-        text = dump_yaml(_best_config(config, trial, path, shared))
-        write_atomic(path, _heading(sweep, trial, path) + text)
+        best = _best_config(config, trial, path, shared)
+        write_atomic(path, _heading(sweep, trial, f"amidkd {verb_of(best)} {path.name}") + dump_yaml(best))
         written.append(path)
     for path in folder.glob("best*.yaml"):
         if path not in written and re.fullmatch(r"best(-\d+)?\.yaml", path.name):
@@ -85,7 +86,7 @@ def _best_config(config: RunConfig, trial: Trial, path: Path, shared: Shared | N
     return parse(tree, where=f"{path.name} of trial {trial.number}")
 
 
-def _heading(sweep: Sweep, trial: Trial, path: Path) -> str:
+def _heading(sweep: Sweep, trial: Trial, command: str) -> str:
     """Comments: which trial it was, what it reached, and what else was as good."""
     settings = ", ".join(f"{key} = {value}" for key, value in trial.params.items())
     lines = [f"Trial {trial.number} of the sweep {sweep.name}: {settings}."]
@@ -96,5 +97,6 @@ def _heading(sweep: Sweep, trial: Trial, path: Path) -> str:
         errors = "".join(f" ± {error.value:.3g} over {error.n} {error.over}" for error in found.errors)
         lines.append(f"{objective.metric}: {found.value:.6g}{errors}; {objective.direction}d.")
     lines.append(describe_sweep(sweep.folder))
-    lines.append(f"Train with it: amidkd distill {path.name}. The trial's own runs are in trials/{trial.folder.name}.")
-    return "".join(f"# {line}\n" for line in lines)
+    lines.append(f"Train with it: {command}. The trial's own runs are in trials/{trial.folder.name}.")
+    # A value may have line breaks, as prompt templates do.
+    return "".join(f"# {line}\n" for line in (r"\n".join(line.splitlines()) for line in lines))

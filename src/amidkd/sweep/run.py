@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from amidkd.config import RunConfig, WarmupPolicy, dump_yaml, final_config
+from amidkd.config import RunConfig, WarmupPolicy, dump_yaml, final_config, load
 from amidkd.errors import SettingError
 from amidkd.record import RunFolder, write_atomic
 from amidkd.sweep.goals import goals_of
@@ -115,6 +115,7 @@ def _into_log(folder: Path) -> Iterator[None]:
 
 
 def _finish(study: SweepStudy) -> int:
+    from amidkd.report.words import verb_of
     from amidkd.sweep.results import write_results
 
     study.look()
@@ -128,7 +129,9 @@ def _finish(study: SweepStudy) -> int:
     _say(results.sentence)
     _say(f"Report: {results.page}")
     for path in results.best:
-        _say(f"Best:   amidkd distill {_shown(path)}    trains with these settings in a folder of its own")
+        _say(
+            f"Best:   amidkd {verb_of(load(path))} {_shown(path)}    trains with these settings in a folder of its own"
+        )
     for trial in (trial for trial in found["trials"] if trial["number"] in found["best"]):
         for run in trial["runs"]:
             student = RunFolder(study.folder / run["folder"]).student

@@ -43,6 +43,10 @@ _FIXED = {
 }
 
 
+_TAUGHT = tuple(f"objective.{name}" for name in ("divergence", "between", "alpha", "lam", "terms"))
+"""What a teacher is learnt by: without one, trials that differ in it alone would be one trial."""
+
+
 def in_order(space: Space) -> list[str]:
     """Its keys, each after those that its ``when`` names.
 
@@ -264,14 +268,14 @@ def _wrong_combination(config: RunConfig, tree: Mapping[str, Any], params: Mappi
             stages = stage_configs(trial)
             for stage in stages:
                 check_training_settings(stage)
-                if stage.teacher is not None:
-                    check_policy(stage, "distill")
+                check_policy(stage, "sft" if stage.teacher is None else "distill")
     except SettingError as error:
         lines = str(error).splitlines()
         return " ".join(line.strip() for line in (lines[1:] or lines))
     if all(stage.teacher is None for stage in stages):
-        idle = [key for key in params if _under(key, "objective")]
-        return f"{' and '.join(idle)} has no effect without a teacher: fine-tuning has no objective" if idle else None
+        idle = [key for key in params if any(_under(key, taught) for taught in _TAUGHT)]
+        if idle:
+            return f"{' and '.join(idle)} has no effect without a teacher; add a teacher section"
     return _without_effect(trial, params)
 
 

@@ -8,6 +8,7 @@ import yaml
 
 from amidkd.config import RunConfig, load
 from amidkd.errors import SettingError
+from amidkd.report.sweep import write_sweep_report
 from amidkd.sweep.results import write_best, write_results
 from amidkd.sweep.trial import Shared
 from sweep_world import trial, write_sweep
@@ -36,6 +37,26 @@ def test_the_best_run_file_is_the_trials_with_an_output_of_its_own(sweep_config)
     assert heading[0] == f"# Trial 1 of the sweep {folder.name}: objective.alpha = 0.5."
     assert heading[1] == "# nll: 1.25 ± 0.01 over 400 prompts; minimized."
     assert "Use α = 0.5: NLL of real text 1.250" in heading[2]
+
+
+def test_a_value_with_line_breaks_stays_in_the_heading(sweep_config) -> None:
+    key, template = "data.prompt_template", "<s>\nobjective: {prompt}\n<sep>"
+    config = sweep_config(sweep={"space": {key: [template]}})
+    write_sweep(Path(config.output.folder), [trial(0, {key: template}, 1.5)], space={key: {"choices": [template]}})
+    (path,) = write_best(config)
+    assert load(path).data.prompt_template == template
+    assert r"<s>\nobjective: {prompt}\n<sep>" in path.read_text(encoding="utf-8").splitlines()[0]
+
+
+def test_without_a_teacher_the_command_is_sft(sweep_config) -> None:
+    key = "training.weight_decay"
+    config = sweep_config(teacher=None, sweep={"space": {key: [0.0, 0.1]}})
+    folder = write_sweep(Path(config.output.folder), [trial(0, {key: 0.1}, 1.5)], space={key: {"choices": [0.0, 0.1]}})
+    (path,) = write_best(config)
+    assert "Train with it: amidkd sft best.yaml." in path.read_text(encoding="utf-8")
+    page = write_sweep_report(folder).read_text(encoding="utf-8")
+    assert "<code>amidkd sft " in page
+    assert "amidkd distill" not in page
 
 
 def test_a_front_has_a_file_each_and_an_older_best_goes(sweep_config) -> None:

@@ -148,6 +148,10 @@ def test_several_objectives_leave_a_front(run_file, tmp_path: Path) -> None:
         ({"sweep": {"space": {"training.weight_decay": [1, 1.0]}}}, "choices given twice: 1.0"),
         ({"sweep": {"space": {"objective.alfa": [1, 2]}}}, "did you mean objective.alpha"),
         ({"teacher": None}, "objective.alpha has no effect without a teacher"),
+        (
+            {"teacher": None, "sweep": {"space": {"policy.kind": ["dataset", "on_policy"]}}},
+            "policy.kind = on_policy: policy.kind: on_policy has the student learn from its own text",
+        ),
         ({"sweep": {"objective": "bleu_greedy"}}, "add bleu to evaluation.metrics"),
         ({"sweep": {"pruner": "median"}, "data": {"validation": None}}, "nothing to evaluate on"),
         ({"sweep": {"space": {"data.max_rows": [8, 16]}}, "teacher": {"kind": "cached"}}, "teacher.kind: cached"),

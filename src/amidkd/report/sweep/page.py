@@ -28,6 +28,7 @@ from amidkd.report.sweep.record import (
 )
 from amidkd.report.sweep.table import failures_of, trial_table
 from amidkd.report.sweep.words import advice_of, effort_of, noise_notes, params_text, sentence_of_sweep
+from amidkd.report.words import verb_of
 
 __all__ = [
     "describe_sweep",
@@ -280,10 +281,13 @@ def _best_files(sweep: Sweep) -> list[dict[str, str]]:
     """The run files that the sweep wrote of its best trials, with what they set."""
     names = {number: f"best-{number}.yaml" for number in sweep.best} if len(sweep.objectives) > 1 else {}
     names = names or dict.fromkeys(sweep.best[:1], "best.yaml")
+    there = {number: sweep.folder / name for number, name in names.items() if (sweep.folder / name).is_file()}
     return [
-        {"file": shlex.quote(os.path.relpath(sweep.folder / name)), "params": params_text(sweep, sweep.trial(number))}
-        for number, name in names.items()
-        if (sweep.folder / name).is_file()
+        {
+            "command": f"amidkd {verb_of(load(path))} {shlex.quote(os.path.relpath(path))}",
+            "params": params_text(sweep, sweep.trial(number)),
+        }
+        for number, path in there.items()
     ]
 
 
