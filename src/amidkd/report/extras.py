@@ -21,7 +21,9 @@ def extras_of(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
         For each: ``title``, ``heads``, ``rows`` of text and ``notes``.
     """
     parts = (("speculative", _drafts), ("judge", _judge), ("code", _code), ("lm_eval", _harness))
-    return [table(evaluation[key]) for key, table in parts if evaluation.get(key)]
+    tables = [table(evaluation[key]) for key, table in parts if evaluation.get(key)]
+    # A judge that gave no verdict is among what is missing.
+    return [table for table in tables if table["rows"]]
 
 
 def _drafts(found: Mapping[str, Any]) -> dict[str, Any]:
@@ -44,27 +46,42 @@ def _drafts(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _judge(found: Mapping[str, Any]) -> dict[str, Any]:
-    rows = [[name, f"{found[key]:,}"] for key, name in (("wins", "wins"), ("ties", "ties"), ("losses", "losses"))]
-    notes = [
-        f"{found['pairs']} pairs of answers, each shown in both orders: an answer wins where it wins in both, and all "
-        "else is a tie. The verdicts are in judge.jsonl."
+    sets = {"held-out rows": found, **found.get("suite", {})}
+    judged = {name: counts for name, counts in sets.items() if counts.get("pairs")}
+    rows = [
+        [name, *(f"{counts[key]:,}" for counts in judged.values())]
+        for key, name in (("wins", "wins"), ("ties", "ties"), ("losses", "losses"))
     ]
-    if found.get("orders_agree") is not None:
-        notes.append(f"Both orders gave the same verdict in {100 * found['orders_agree']:.0f} % of the pairs.")
-    if found.get("prefers_first") is not None:
-        notes.append(
-            f"Of the verdicts with a winner, {100 * found['prefers_first']:.0f} % chose the answer shown first."
-        )
-    if found.get("unread"):
-        notes.append(f"Replies without a verdict, after asking again: {found['unread']}.")
-    return {"title": "Before a judge", "heads": ["student’s answers", "pairs"], "rows": rows, "notes": notes}
+    notes = [
+        f"{sum(counts['pairs'] for counts in judged.values())} pairs of answers, each shown in both orders: an answer "
+        "wins where it wins in both, and all else is a tie. The verdicts are in judge.jsonl."
+    ]
+    for name, counts in judged.items():
+        where = f" ({name.replace('_', ' ')})" if len(judged) > 1 else ""
+        if counts.get("orders_agree") is not None:
+            agree = 100 * counts["orders_agree"]
+            notes.append(f"Both orders gave the same verdict in {agree:.0f} % of the pairs{where}.")
+        if counts.get("prefers_first") is not None:
+            first = 100 * counts["prefers_first"]
+            notes.append(f"Of the verdicts with a winner, {first:.0f} % chose the answer shown first{where}.")
+        if counts.get("unread"):
+            notes.append(f"Replies without a verdict, after asking again: {counts['unread']}{where}.")
+    heads = ["student’s answers", *(name.replace("_", " ") for name in judged)]
+    return {"title": "Before a judge", "heads": heads, "rows": rows if judged else [], "notes": notes}
 
 
 def _code(found: Mapping[str, Any]) -> dict[str, Any]:
-    programs = max(1, found["programs"])
-    rows = [["passed", f"{found['passed']:,}", f"{100 * found['passed'] / programs:.1f} %"]]
-    rows += [[why, f"{number:,}", f"{100 * number / programs:.1f} %"] for why, number in found["stopped_by"].items()]
-    heads = ["what became of the programs", "programs", "share"]
+    sides = [side for side in _SIDES if side in found]
+    programs = [max(1, found[side]["programs"]) for side in sides]
+
+    def row(what: str, numbers: list[int]) -> list[str]:
+        pairs = zip(numbers, programs, strict=True)
+        return [what, *(f"{number:,} ({100 * number / whole:.1f} %)" for number, whole in pairs)]
+
+    causes = dict.fromkeys(why for side in sides for why in found[side]["stopped_by"])
+    rows = [row("passed", [found[side]["passed"] for side in sides])]
+    rows += [row(why, [found[side]["stopped_by"].get(why, 0) for side in sides]) for why in causes]
+    heads = ["what became of the programs", *sides]
     return {"title": "Answers run as code", "heads": heads, "rows": rows, "notes": []}
 
 

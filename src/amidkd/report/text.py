@@ -11,6 +11,7 @@ from amidkd.config import dump_yaml, load
 from amidkd.errors import SettingError
 from amidkd.evaluation.compare import Gap, metric_of
 from amidkd.evaluation.display import Shown, show
+from amidkd.evaluation.extra_lines import extra_lines
 from amidkd.evaluation.statistics import Estimate
 from amidkd.record import RunFolder, read_json_lines, write_atomic, write_json
 from amidkd.report.compare import Compared, Side
@@ -61,7 +62,9 @@ def write_run_text(folder: RunFolder, form: TextFormat) -> Path:
     parts += [_table(["", ""], facts)] if (facts := facts_of(record)) else []
     if config is not None:
         parts += ["## Configuration", f"```yaml\n{dump_yaml(config).rstrip()}\n```"]
-    parts += ["## Versions", _table(["", ""], versions_of(record))]
+    versions = versions_of(record)
+    if versions:
+        parts += ["## Versions", _table(["", ""], versions)]
     write_atomic(path, "\n\n".join(parts) + "\n")
     return path
 
@@ -77,7 +80,8 @@ def _results(record: Mapping[str, Any], folder: Path) -> list[str]:
         parts += ["## Suite", suite["title"], _grid(suite["grid"])]
         for name, task in suite["tasks"]:
             parts += [f"### {name}", _grid(task["grid"]), *task["missing"]]
-    return parts
+    beside = extra_lines(evaluation)
+    return [*parts, "## More tests", "\n".join(f"- {line}" for line in beside)] if beside else parts
 
 
 def write_sweep_text(folder: Path, form: TextFormat) -> Path:

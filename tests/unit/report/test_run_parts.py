@@ -7,6 +7,9 @@ import pytest
 
 from amidkd.config import ObjectiveConfig
 from amidkd.evaluation import METRICS, Estimate, Interval, StandardError
+from amidkd.evaluation.code import CodeResult
+from amidkd.evaluation.judge import Judged
+from amidkd.evaluation.sandbox import Outcome
 from amidkd.report.extras import extras_of, speed_of
 from amidkd.report.overview import cards_of, gap_in_words
 from amidkd.report.point import point_figure
@@ -208,19 +211,31 @@ def test_other_results_are_tables_of_what_the_record_holds() -> None:
     drafts = {"prompts": 16, "draft_tokens": 5, "drafted": 400, "judged": 250, "accepted": 180, "tokens": 310}
     drafts |= {"tokens_per_step": 3.44, "tokens_per_step_predicted": 3.3, "speedup": 1.25}
     drafts |= {"tokens_per_second": 500.0, "tokens_per_second_teacher_alone": 400.0}
+    judged = Judged([1.0, 0.5, 0.0, None], [True, False, True], None, 6, 1)
+    right, wrong = Outcome(True, "", "", 0.1), Outcome(False, "AssertionError: no", "", 0.1)
+    late = Outcome(False, "time: over 1 s", "", 1.0)
+    half = {"teacher": CodeResult({}, [[right, wrong]]).to_json()}
     found = extras_of(
         {
-            "judge": {"pairs": 8, "wins": 2, "ties": 3, "losses": 3, "orders_agree": 0.75, "prefers_first": None},
-            "code": {"programs": 50, "passed": 12, "stopped_by": {"AssertionError": 38}},
+            "judge": {"model": "j", **judged.to_json(), "suite": {"self_instruct": judged.to_json()}},
+            "code": {"guards": {}, "student": CodeResult({}, [[right, wrong, wrong, late]]).to_json(), **half},
             "lm_eval": {"harness": "0.4", "limit": 5, "tasks": {"arc": {"rows": 100, "metrics": {"acc,none": metric}}}},
             "speculative": drafts,
         }
     )
     rows = {table["title"]: table["rows"] for table in found}
     assert ["kept of the judged", "180 (72.0 %)"] in rows["As a draft for the teacher"]
-    assert rows["Before a judge"] == [["wins", "2"], ["ties", "3"], ["losses", "3"]]
-    assert rows["Answers run as code"] == [["passed", "12", "24.0 %"], ["AssertionError", "38", "76.0 %"]]
+    assert rows["Before a judge"] == [["wins", "1", "1"], ["ties", "1", "1"], ["losses", "1", "1"]]
+    assert rows["Answers run as code"] == [
+        ["passed", "1 (25.0 %)", "1 (50.0 %)"],
+        ["AssertionError", "2 (50.0 %)", "1 (50.0 %)"],
+        ["time", "1 (25.0 %)", "0 (0.0 %)"],
+    ]
     assert rows["Tasks of the evaluation harness"] == [
         ["arc: acc, higher is better, 100 rows", "0.3125 ± 0.041", "0.45 ± 0.05"]
     ]
     assert extras_of({}) == []
+    # Rows of plain text beside a suite, and a judge that never answered.
+    (table,) = extras_of({"judge": {"model": "j", "suite": {"self_instruct": judged.to_json()}}})
+    assert table["heads"] == ["student’s answers", "self instruct"]
+    assert extras_of({"judge": {"model": "j", "against": "teacher"}}) == []

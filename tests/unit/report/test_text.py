@@ -33,6 +33,8 @@ def folder(tmp_path: Path) -> RunFolder:
         "teacher": infinite,
         "missing": ["a thing: a reason | with a bar"],
     }
+    ended = {"programs": 4, "passed": 1, "stopped_by": {"time": 3}}
+    entry["code"] = {"guards": {}, "student": ended}
     suite = {"dolly": {**entry, "data": {"file": "dolly.jsonl", "rows": 50}}}
     record = {
         "verb": "distill",
@@ -57,6 +59,7 @@ def test_markdown_holds_every_number_with_its_errors(folder: RunFolder, capsys: 
     assert "Not measured: a thing: a reason | with a bar" in text
     for words in ("# run\n", "A student of 107 k parameters", "### dolly", "| distill | 20 | 2.0 s |", "lam: 0.1"):
         assert words in text
+    assert "\n## More tests\n\n- Code: 1 of the student's 4 programs pass; the others stopped by time (3)\n" in text
     tables = [line for line in text.splitlines() if line.startswith("|")]
     for first, second in pairwise(tables):
         if second.startswith("| ---"):
