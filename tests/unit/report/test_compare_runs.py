@@ -1,6 +1,7 @@
 """Runs compared from their folders: which can be, on which prompts, and what the page, Markdown and JSON say."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,9 +9,11 @@ import pytest
 
 from amidkd.cli import main
 from amidkd.errors import SettingError
-from amidkd.evaluation import ModelResult, difference, write_scores
+from amidkd.evaluation import Estimate, Interval, ModelResult, difference, write_scores
+from amidkd.evaluation.compare import Gap, Verdict
 from amidkd.record import RunFolder, write_json
 from amidkd.report import compare_runs, compared
+from amidkd.report.compare.figures import gap_figures
 from compare_world import make, result
 
 
@@ -198,3 +201,15 @@ def test_several_configurations_are_each_held_against_the_first(tmp_path: Path) 
     found = as_json(paths, tmp_path)
     assert len(found["sides"]) == 8
     assert all(side["difference"] for side in found["sides"][1:])
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_first_bar_of_a_kind_is_named_whichever_metric_has_it() -> None:
+    def gap(metric: str, interval: Interval | None) -> Gap:
+        verdict = Verdict("noise", "inside the noise")
+        return Gap(metric, Estimate(0.1, (), interval), 0.5, 0.5, 9, 9, None, math.nan, verdict)
+
+    (without,) = gap_figures("a", [gap("coverage", None)])
+    (second,) = gap_figures("b", [gap("coverage", None), gap("ece", Interval(0.0, 0.2, 0.95))])
+    assert "over prompts" not in without.svg
+    assert "over prompts" in second.svg

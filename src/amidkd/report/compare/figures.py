@@ -48,22 +48,25 @@ def _figure(name: str, gaps: Sequence[Gap], unit: str, factor: float, caption: s
 
     def draw(axes: Any) -> None:
         axes.axvline(0, color=MUTED, linewidth=0.9)
+        # The first bar of a kind names it; a metric may have none.
+        names = {name: name for name in ("over prompts", "over training seeds")}
         for place, (gap, sign) in enumerate(zip(gaps, signs, strict=True)):
             interval, seeds = gap.gap.interval, gap.seeds
             if interval is not None:
                 ends = sorted((sign * interval.low, sign * interval.high))
-                label = "over prompts" if place == 0 else None
+                label = names.pop("over prompts", None)
                 axes.plot(ends, [place, place], color=SERIES[0], linewidth=4, solid_capstyle="butt", label=label)
             if seeds is not None:
                 ends = sorted((sign * seeds.interval.low, sign * seeds.interval.high))
-                label = "over training seeds" if place == 0 else None
+                label = names.pop("over training seeds", None)
                 axes.plot(ends, [place + 0.26] * 2, color=SERIES[1], linewidth=1.6, label=label)
             axes.plot(sign * gap.gap.value, place, "o", color=INK, markersize=4, gid=f"point{place}")
         axes.set_yticks(range(len(gaps)), [m.label if m else gap.metric for gap, m in zip(gaps, metrics, strict=True)])
         axes.set_ylim(len(gaps) - 0.4, -0.6)
         axes.set_xlabel(f"{unit}; better to the right")
         axes.grid(axis="x", color=GRID, linewidth=0.6)
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2)
+        if len(names) < 2:
+            axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2)
 
     tips = {f"point{place}": _tip(gap) for place, gap in enumerate(gaps)}
     title = f"Differences in {unit}"
