@@ -1,5 +1,6 @@
 """The page of a sweep: verdicts against hand-made numbers, and what the page says of good, bad and odd sweeps."""
 
+import html
 import json
 import math
 import re
@@ -304,6 +305,20 @@ def test_the_front_by_hand(tmp_path: Path) -> None:
     assert figure.caption == "Trial 5 is the best in both.", "-coverage asks for little of it"
     assert "lower is better" in figure.svg
     assert "higher is better" not in figure.svg
+
+
+def test_values_of_any_length_and_with_any_sign_fit_their_pictures(tmp_path: Path, recwarn) -> None:
+    key = "data.prompt_template"
+    templates = [r"<s> $\frac$ {prompt}", "<s>\n" + "a long question to answer: " * 8 + "{prompt}"]
+    trials = [
+        trial(n, {A: alpha, key: template}, 1.0 + n)
+        for n, (alpha, template) in enumerate((a, t) for a in (-1.0, 0.5) for t in templates)
+    ]
+    space = {A: {"choices": [-1.0, 0.5]}, key: {"choices": templates}}
+    goals = [{"metric": "nll", "direction": "minimize"}, {"metric": "coverage", "direction": "maximize"}]
+    page = write_sweep_report(write_sweep(tmp_path / "s", trials, space=space, objective=goals))
+    assert r"<s> $\frac$ {prompt}" in html.unescape(page.read_text(encoding="utf-8"))
+    assert [str(each.message) for each in recwarn if "layout" in str(each.message)] == []
 
 
 # Importances

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from amidkd.config import RunConfig, load
+from amidkd.config import RunConfig, dump_yaml, load
 from amidkd.errors import SettingError
 from amidkd.report.sweep import write_sweep_report
 from amidkd.sweep.results import write_best, write_results
@@ -52,6 +52,7 @@ def test_without_a_teacher_the_command_is_sft(sweep_config) -> None:
     key = "training.weight_decay"
     config = sweep_config(teacher=None, sweep={"space": {key: [0.0, 0.1]}})
     folder = write_sweep(Path(config.output.folder), [trial(0, {key: 0.1}, 1.5)], space={key: {"choices": [0.0, 0.1]}})
+    (folder / "run.yaml").write_text(dump_yaml(config), encoding="utf-8")
     (path,) = write_best(config)
     assert "Train with it: amidkd sft best.yaml." in path.read_text(encoding="utf-8")
     page = write_sweep_report(folder).read_text(encoding="utf-8")

@@ -9,12 +9,14 @@ from typing import Any, Literal
 from amidkd.evaluation.metrics import Metric
 from amidkd.report.figures import DASHES, GRID, INK, MUTED, PAPER, SERIES, Figure, draw_svg
 from amidkd.report.sweep.maps import axis_of, told
-from amidkd.report.sweep.record import Sweep, Trial, key_text, metric_called, value_text
+from amidkd.report.sweep.record import Sweep, Trial, drawn_text, key_text, metric_called, value_text
 
 __all__ = ["curve_figure", "error_kind", "front_figure", "front_of", "importance_figure"]
 
 _MOST_LABELS = 8
 _MOST_CAPS = 80
+_LEGEND = 54
+"""Characters that a line of a legend has room for."""
 
 
 def error_kind(trials: Sequence[Trial], metric: str) -> str | None:
@@ -70,7 +72,7 @@ def curve_figure(
             bars = [factor * _error(t, metric, kind) for t in trials]
             if any(map(math.isfinite, bars)):
                 axes.errorbar(xs, ys, yerr=bars, fmt="none", ecolor=style["color"], elinewidth=1.1, capsize=caps)
-            axes.plot(xs, ys, label=label, marker="o", markersize=3.5, **style)
+            axes.plot(xs, ys, label=drawn_text(label, 40), marker="o", markersize=3.5, **style)
             for trial, across, up in zip(trials, xs, ys, strict=True) if told_apart else ():
                 (point,) = axes.plot(across, up, "o", color=style["color"], markersize=7, alpha=0.01)
                 point.set_gid(f"point-{trial.number}")
@@ -81,7 +83,8 @@ def curve_figure(
         axes.set_ylabel(_unit_text(shown))
         axes.grid(axis="y", color=GRID, linewidth=0.6)
         if len(lines) > 1:
-            axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=min(len(lines), 3))
+            columns = max(1, min(len(lines), 3, _LEGEND // max(map(len, lines))))
+            axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=columns)
 
     caption = (
         f"Bars: ± one standard error over {kind}." if kind else "No error is known: one run each, no prompts kept."
@@ -225,7 +228,7 @@ def _label_front(
             "bbox": box,
             "zorder": 1.5,
         }
-        label = axes.annotate(text(trial), place(trial), **style)
+        label = axes.annotate(drawn_text(text(trial), 48), place(trial), **style)
         extent = label.get_window_extent(renderer)
         if any(extent.overlaps(other) for other in taken):
             label.remove()

@@ -9,7 +9,7 @@ from amidkd.evaluation.display import show
 from amidkd.evaluation.metrics import Metric
 from amidkd.evaluation.statistics import Estimate
 from amidkd.report.figures import GRID, INK, MUTED, PAPER, SERIES, Figure, draw_svg
-from amidkd.report.sweep.record import Objective, Sweep, Trial, key_text, metric_called, value_text
+from amidkd.report.sweep.record import Objective, Sweep, Trial, drawn_text, key_text, metric_called, value_text
 
 __all__ = ["Cell", "axis_of", "cells_of", "map_figure", "scatter_figure", "told"]
 
@@ -119,8 +119,8 @@ def map_figure(
             axes.add_patch(top)
         axes.set_xlim(-0.5, len(across) - 0.5)
         axes.set_ylim(-0.5, len(upwards) - 0.5)
-        axes.set_xticks(range(len(across)), across)
-        axes.set_yticks(range(len(upwards)), upwards)
+        axes.set_xticks(range(len(across)), [drawn_text(text) for text in across])
+        axes.set_yticks(range(len(upwards)), [drawn_text(text) for text in upwards])
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
         axes.set_xlabel(axis_of(x))

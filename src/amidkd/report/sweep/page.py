@@ -90,7 +90,7 @@ def write_sweep_report(folder: Path) -> Path:
         title=sweep.name,
         sentence=sentence_of_sweep(sweep, standings),
         folder=shlex.quote(os.path.relpath(folder)),
-        use=_best_files(sweep),
+        use=_best_files(sweep, "distill" if config is None else verb_of(config)),
         notes=noise_notes(sweep, standings),
         maps=maps_of(sweep, standings),
         curves=_curves(sweep, main, "curve"),
@@ -277,14 +277,14 @@ def _importance_view(found: Importance, place: int) -> dict[str, Any]:
     return {"figure": picture, "notes": found.notes}
 
 
-def _best_files(sweep: Sweep) -> list[dict[str, str]]:
+def _best_files(sweep: Sweep, verb: str) -> list[dict[str, str]]:
     """The run files that the sweep wrote of its best trials, with what they set."""
     names = {number: f"best-{number}.yaml" for number in sweep.best} if len(sweep.objectives) > 1 else {}
     names = names or dict.fromkeys(sweep.best[:1], "best.yaml")
     there = {number: sweep.folder / name for number, name in names.items() if (sweep.folder / name).is_file()}
     return [
         {
-            "command": f"amidkd {verb_of(load(path))} {shlex.quote(os.path.relpath(path))}",
+            "command": f"amidkd {verb} {shlex.quote(os.path.relpath(path))}",
             "params": params_text(sweep, sweep.trial(number)),
         }
         for number, path in there.items()

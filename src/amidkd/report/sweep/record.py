@@ -18,6 +18,7 @@ __all__ = [
     "Objective",
     "Sweep",
     "Trial",
+    "drawn_text",
     "is_number",
     "key_text",
     "metric_called",
@@ -241,3 +242,15 @@ def value_text(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(value_text, value))
     return str(value).replace("||", "‖")
+
+
+def drawn_text(text: str, most: int = 24) -> str:
+    """A value's text as a picture has it: short, and with nothing that would be read as a formula.
+
+    Args:
+        text: See :func:`value_text`.
+        most: Characters that there is room for.
+    """
+    line = " ".join(text.split())
+    short = line if len(line) <= most else f"{line[: most // 2]}…{line[-(most // 2) :]}"
+    return short.replace("$", r"\$")
