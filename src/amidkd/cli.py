@@ -16,9 +16,9 @@ from typing import TextIO
 
 from amidkd import __version__
 from amidkd.allocator import keep_large_blocks
-from amidkd.config import RunConfig, ServedTeacher, final_config, load
+from amidkd.config import RunConfig, ServedTeacher, dump_yaml, final_config, load
 from amidkd.errors import GenerationError, LossError, SettingError, TeacherError
-from amidkd.record import RunFolder
+from amidkd.record import RunFolder, write_atomic
 
 __all__ = ["main"]
 
@@ -207,11 +207,15 @@ def _with_cache(options: argparse.Namespace, config: RunConfig, folder: Path) ->
 
 
 def _eval(options: argparse.Namespace) -> int:
-    config = final_config(_config(options))
+    whole = _config(options)
+    config = final_config(whole)
     from amidkd.evaluation import evaluate_run, print_evaluation
 
     folder = RunFolder(Path(config.output.folder))
     print_evaluation(evaluate_run(config, folder))
+    if not folder.run_file.exists():
+        # Before training: from now on the folder stands for the run, as `amidkd report` takes it.
+        write_atomic(folder.run_file, dump_yaml(whole))
     print(f"Written to {folder.record_file}, {folder.samples_file.name} and {folder.scores_file.name}")
     from amidkd.report.card import refresh_card
 

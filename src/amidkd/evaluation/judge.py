@@ -83,7 +83,7 @@ class Judged:
 
     Args:
         points: Of each pair: 1 the student won, 0.5 a tie, 0 it lost; None where there is no pair or no verdict.
-        agreed: Of each pair with both verdicts, whether they say the same of the answers.
+        agreed: Of each pair that was asked about and has both verdicts, whether they say the same of the answers.
         first: How often answer A was preferred, among verdicts that preferred one.
         asked: Verdicts asked for now; the others were in the transcript.
         unread: Replies without a verdict, after being asked for one again.
@@ -292,10 +292,10 @@ class _Panel:
         self._lock = threading.Lock()
 
     def verdict(self, task: tuple[Comparison, bool]) -> str | None:
-        """``A``, ``B``, ``tie``, ``unread``, or None where the judge did not answer."""
+        """``A``, ``B``, ``tie``, ``unread``; ``same`` where there is nothing to ask; None where no answer came."""
         pair, swapped = task
         if pair.student.strip() == pair.other.strip():
-            return "tie"
+            return "same"
         messages = self.judge.messages(pair, swapped=swapped)
         asked = {"url": self.config.url, "model": self.config.model, "messages": messages}
         key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
@@ -324,6 +324,9 @@ def _tally(verdicts: Sequence[str | None], *, asked: int, failure: str | None) -
     points: list[float | None] = []
     agreed: list[bool] = []
     for as_a, as_b in zip(verdicts[::2], verdicts[1::2], strict=True):
+        if as_a == "same":
+            points.append(0.5)
+            continue
         if as_a in (None, "unread") or as_b in (None, "unread"):
             points.append(None)
             continue

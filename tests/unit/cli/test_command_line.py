@@ -45,6 +45,16 @@ def test_the_whole_way(run_file, capsys, tmp_path) -> None:
     assert {"config", "versions", "commit", "seeds", "device", "results", "stages", "estimate"} <= set(record)
 
 
+def test_a_student_measured_before_training_has_a_folder_to_report_on_and_to_train_in(
+    run_file, capsys, tmp_path
+) -> None:
+    path, run = str(run_file()), str(tmp_path / "run")
+    assert outcome(capsys, "eval", path, "evaluation.max_rows=2")[0] == 0
+    code, out, err = outcome(capsys, "report", run)
+    assert (code, "report.html" in out) == (0, True), err
+    assert outcome(capsys, "distill", path)[0] == 0
+
+
 def test_a_second_run_does_not_write_over_the_first(run_file, capsys) -> None:
     path = str(run_file())
     assert outcome(capsys, "distill", path)[0] == 0

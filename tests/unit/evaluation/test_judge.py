@@ -75,6 +75,7 @@ def test_equal_answers_and_rows_that_are_not_judged_cost_nothing(tmp_path: Path)
     with judging(longer) as (config, seen):
         judged = judge_pairs(Judge(config), [None, same, PAIRS[3], None], config, tmp_path / "judge.jsonl")
     assert judged.points == [None, 0.5, 1.0, None]
+    assert judged.agreed == [True]
     assert len(seen) == 2
     scores = judged.scores()["judge_win_rate"]
     assert scores.counts.tolist() == [0, 1, 1, 0]
