@@ -32,14 +32,16 @@ def watch(path: Path, *, terminal: bool, port: int) -> None:
         return
     from amidkd.watch.server import serve_page
 
-    serve_page(follower, port=port, ready=_say)
+    serve_page(follower, port=port, ready=lambda url: _say(url, follower.look().state == "waiting"))
 
 
-def _say(url: str) -> None:
+def _say(url: str, waiting: bool) -> None:
     from rich.console import Console
 
     console = Console()
     console.print(f"Watching at {url}", highlight=False, soft_wrap=True)
+    if waiting:
+        console.print("Nothing is there yet: waiting for it to begin. Is the folder spelled right?", highlight=False)
     console.print("Ctrl-C ends it; the run goes on.", highlight=False)
 
 
