@@ -8,11 +8,12 @@ from typing import Any
 import yaml
 
 from amidkd.config import RunConfig, dump_yaml, parse
-from amidkd.record import write_atomic
+from amidkd.record import RunFolder, write_atomic
 from amidkd.report.sweep import describe_sweep, write_sweep_report
 from amidkd.report.sweep.record import Sweep, Trial, read_sweep
 from amidkd.report.words import verb_of
 from amidkd.sweep.trial import Shared, trial_tree
+from amidkd.training.sharing import link
 
 __all__ = ["Results", "write_best", "write_results"]
 
@@ -55,7 +56,7 @@ def write_best(config: RunConfig, shared: Shared | None = None) -> list[Path]:
 
     Args:
         config: The sweep's run file.
-        shared: What the trials had in common; a cache that was made for them serves the best run too.
+        shared: What the trials had in common; the text and the cache that were made for them serve the best run too.
 
     Returns:
         The files.
@@ -70,6 +71,9 @@ def write_best(config: RunConfig, shared: Shared | None = None) -> list[Path]:
         best = _best_config(config, trial, path, shared)
         write_atomic(path, _heading(sweep, trial, f"amidkd {verb_of(best)} {path.name}") + dump_yaml(best))
         written.append(path)
+        own = RunFolder(Path(best.output.folder)).generated
+        if shared is not None and shared.text is not None and not own.exists():
+            link(own, shared.text)
     for path in folder.glob("best*.yaml"):
         if path not in written and re.fullmatch(r"best(-\d+)?\.yaml", path.name):
             path.unlink(missing_ok=True)

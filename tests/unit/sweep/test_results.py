@@ -75,12 +75,14 @@ def test_a_front_has_a_file_each_and_an_older_best_goes(sweep_config) -> None:
     assert sorted(path.name for path in folder.glob("best*.yaml")) == ["best-0.yaml", "best-1.yaml", "best-notes.yaml"]
 
 
-def test_a_cache_that_was_made_for_the_trials_serves_the_best_run_too(sweep_config, tmp_path: Path) -> None:
+def test_what_was_made_for_the_trials_serves_the_best_run_too(sweep_config, tmp_path: Path) -> None:
     config = sweep_config(teacher={"kind": "cached"})
-    sweep_of(config, [trial(0, {A: -1.0}, 1.5)])
-    cache = tmp_path / "teacher-cache"
-    (path,) = write_best(config, Shared(cache=cache))
+    folder = sweep_of(config, [trial(0, {A: -1.0}, 1.5)])
+    cache, text = tmp_path / "teacher-cache", tmp_path / "generated"
+    text.mkdir()
+    (path,) = write_best(config, Shared(cache=cache, text=text))
     assert yaml.safe_load(path.read_text(encoding="utf-8"))["teacher"]["folder"] == str(cache)
+    assert (folder / "best" / "generated").resolve() == text
 
 
 def test_without_a_complete_trial_there_is_a_page_and_no_run_file(sweep_config) -> None:
