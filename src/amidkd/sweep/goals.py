@@ -10,15 +10,6 @@ from amidkd.errors import SettingError
 
 __all__ = ["Goal", "goals_of"]
 
-_ANSWERS = (
-    "exact_match",
-    "rouge_l",
-    "phoneme_error_rate",
-    "character_error_rate",
-    "bleu",
-    "chrf",
-    "numeric_match",
-)
 _OF_REAL_TEXT = ("nll", "perplexity", "ece")
 _AGAINST_TEACHER = ("kl_teacher_student", "kl_student_teacher", "top1_agreement", "acceptance", "coverage")
 _OF_SAMPLES = ("teacher_nll_of_samples", "kl_student_teacher_on_samples", "acceptance_on_samples")
@@ -107,9 +98,16 @@ def _check_task(metric: str, task: str, inner: str, config: RunConfig) -> None:
         raise SettingError(f"sweep.objective: {metric}: this run's evaluation will not produce it: {why}")
 
 
+def _by_reference(metric: str) -> str | None:
+    """Which of ``evaluation.metrics`` gives a metric, where it holds answers against right ones."""
+    from amidkd.evaluation.answers import NEEDS_REFERENCES
+
+    return next((name for name in NEEDS_REFERENCES if metric.startswith(f"{name}_")), None)
+
+
 def _not_asked(metric: str, asked: Iterable[str], config: RunConfig) -> str | None:
     """Whether ``evaluation.metrics``, seeds and teacher speak against a metric; rows aside."""
-    needed = _FOR_ANSWERS.get(metric) or next((name for name in _ANSWERS if metric.startswith(f"{name}_")), None)
+    needed = _FOR_ANSWERS.get(metric) or _by_reference(metric)
     if needed is not None and needed not in asked:
         return f"add {needed} to evaluation.metrics"
     if metric == "self_bleu_sampled" and len(config.evaluation.sampling_seeds) < 2:
@@ -127,7 +125,7 @@ def _missing(metric: str, config: RunConfig, rows: "_Rows | None") -> str | None
     answers = metric.endswith(("_greedy", "_sampled")) or metric in _OF_SAMPLES
     if answers and not rows.prompts:
         return f"{rows.file} holds plain `text`, and nothing is answered; use rows with `prompt` or `messages`"
-    if any(metric.startswith(f"{name}_") for name in _ANSWERS) and not rows.references:
+    if _by_reference(metric) is not None and not rows.references:
         return f"{rows.file} has no row with `completion` or `references` to hold answers against; add them"
     if metric in (*_OF_REAL_TEXT, *_AGAINST_TEACHER) and not rows.texts:
         return f"{rows.file} has no row with a `completion` (or `text`), whose likelihood it is; add some"
