@@ -1,5 +1,6 @@
 """Words as tokens, and small models over them with random weights that differ clearly."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,3 +42,18 @@ def make_model(*, width: int, layers: int, seed: int, padded_vocab: int) -> Any:
         tie_word_embeddings=False,
     )
     return LlamaForCausalLM(config).eval()
+
+
+def save_models(folder: Path) -> None:
+    """Save two models with a tokenizer each: ``teacher/``, and a smaller ``student/``."""
+    for name, width, layers, seed in (("teacher", 16, 2, 1), ("student", 8, 1, 2)):
+        make_model(width=width, layers=layers, seed=seed, padded_vocab=24).save_pretrained(folder / name)
+        make_tokenizer().save_pretrained(folder / name)
+
+
+def make_rows(count: int) -> list[dict[str, str]]:
+    """Prompts of two words with completions of two."""
+    return [
+        {"prompt": f"{WORDS[i % 5]} {WORDS[(i + 3) % 7]}", "completion": f"{WORDS[i % 11]} {WORDS[(i * 3) % 7]}"}
+        for i in range(count)
+    ]

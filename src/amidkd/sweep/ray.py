@@ -104,7 +104,6 @@ class _Trials:
     def __init__(self, study: SweepStudy, room: int) -> None:
         self.study, self.room = study, room
         self.claims: dict[str, tuple[Claim, float]] = {}
-        self.given_up: dict[str, int] = {}
         self.full: OSError | None = None
         self.over = False
 

@@ -8,21 +8,15 @@ from typing import Any
 import pytest
 import yaml
 
-from tiny_world import WORDS, make_model, make_tokenizer
+from tiny_world import make_rows, save_models
 
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world")
-    for name, width, layers, seed in (("teacher", 16, 2, 1), ("student", 8, 1, 2)):
-        make_model(width=width, layers=layers, seed=seed, padded_vocab=24).save_pretrained(folder / name)
-        make_tokenizer().save_pretrained(folder / name)
+    save_models(folder)
     for name, count in (("train", 24), ("held_out", 8)):
-        rows = [
-            {"prompt": f"{WORDS[i % 5]} {WORDS[(i + 3) % 7]}", "completion": f"{WORDS[i % 11]} {WORDS[(i * 3) % 7]}"}
-            for i in range(count)
-        ]
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in make_rows(count)))
     return folder
 
 

@@ -1,14 +1,14 @@
 """A tiny world on disk, and run files of sweeps over it."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from amidkd.config import RunConfig, parse
-from tiny_world import WORDS, make_model, make_tokenizer
+from tiny_world import WORDS, make_rows, save_models
 
 pytest.importorskip("optuna", reason="sweeps need Optuna: pip install 'amidkd[sweep]'")
 
@@ -18,14 +18,9 @@ def sweep_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with ``teacher/``, ``student/``, ``train.jsonl`` (every third row without its completion),
     ``held_out.jsonl`` and ``texts.jsonl``."""
     folder = tmp_path_factory.mktemp("world")
-    for name, width, layers, seed in (("teacher", 16, 2, 1), ("student", 8, 1, 2)):
-        make_model(width=width, layers=layers, seed=seed, padded_vocab=24).save_pretrained(folder / name)
-        make_tokenizer().save_pretrained(folder / name)
+    save_models(folder)
     for name, count in (("train", 24), ("held_out", 8)):
-        rows = [
-            {"prompt": f"{WORDS[i % 5]} {WORDS[(i + 3) % 7]}", "completion": f"{WORDS[i % 11]} {WORDS[(i * 3) % 7]}"}
-            for i in range(count)
-        ]
+        rows = make_rows(count)
         if name == "train":
             rows = [row if i % 3 else {"prompt": row["prompt"]} for i, row in enumerate(rows)]
         _write(folder / f"{name}.jsonl", rows)
@@ -34,7 +29,7 @@ def sweep_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _write(path: Path, rows: list[dict[str, Any]]) -> None:
+def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
