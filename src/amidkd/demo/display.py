@@ -54,7 +54,8 @@ def print_table(output: RunFolder, record: Mapping[str, Any]) -> None:
         table.add_row(METRICS[name].label, *cells)
     console = Console()
     console.print(table)
-    for line in (*_notes(record), f"Report: {output.report_file}", f"Runs:   {output.path}"):
+    marks = "± one standard error: p over prompts, t over training seeds."
+    for line in (marks, *_notes(record), f"Report: {output.report_file}", f"Runs:   {output.path}"):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -128,8 +129,8 @@ def _notes(record: Mapping[str, Any]) -> list[str]:
     scale, rows = record["scale"], record["results"]["rows"]
     seeds = len(scale["training_seeds"])
     return [
-        f"± one standard error: p over the {rows} held-out prompts, t over {seeds} training seeds (weights, order of "
-        "rows). The teacher was trained once. Exact match: one of the right answers. NLL and KL in nats a token.",
+        f"Errors are over the {rows} held-out prompts, and over {seeds} training seeds (weights, order of rows). The "
+        "teacher was trained once. Exact match: one of the right answers. NLL and KL in nats a token.",
         f"Every student: the same start for a seed, {scale['steps']} steps of {scale['batch_size']} rows, peak "
         f"learning rate {scale['learning_rate']:g}, cosine schedule. Forward KL and AMiD spend the first "
         f"{scale['warm_start']} of the steps on fine-tuning by cross-entropy on the same texts. Nothing is tuned for "
