@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -210,9 +211,20 @@ def test_a_port_that_is_taken_is_named(tmp_path, capsys) -> None:
 
 def test_ctrl_c_ends_the_page_with_readers_on_it(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "amidkd", "watch", str(tmp_path / "run")]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ)
-    ) as watch:
+    with (
+        # In a script's background, where tests may run too, Ctrl-C is ignored from the start.
+        subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=dict(os.environ),
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        ) as watch,
+        ExitStack() as last,
+    ):
+        # Else a failure below would wait for the process for ever.
+        last.callback(watch.kill)
         assert watch.stdout is not None
         assert watch.stderr is not None
         first = watch.stdout.readline()
