@@ -137,7 +137,7 @@ class _Desk:
             # Does nothing where the answer is there or under way.
             future.cancel()
         facts = {**self._model.facts, "format": wish.form}
-        return await _binary(lambda: sealed({**scored, "digests": digests_of(rows)}, facts))
+        return await _binary(lambda: sealed("score", {**scored, "digests": digests_of(rows)}, facts))
 
 
 def _guard(token: str | None) -> Callable[[Request], Awaitable[None]]:

@@ -14,7 +14,15 @@ from amidkd.models import load_tokenizer, vocabulary_size
 from amidkd.models.facts import text_config
 from amidkd.signals import Hidden
 from amidkd.teachers.live import LiveTeacher, load_live
-from amidkd.teachers.served.protocol import PROTOCOL, RequestError, ScoredRow, Wish, bytes_per_token, sealed
+from amidkd.teachers.served.protocol import (
+    PROTOCOL,
+    RequestError,
+    ScoredRow,
+    Wish,
+    bytes_per_token,
+    checksum_of,
+    sealed,
+)
 
 __all__ = ["ServedModel", "load_served"]
 
@@ -44,7 +52,7 @@ class ServedModel:
     @cached_property
     def info(self) -> dict[str, Any]:
         """What a client must know before it asks."""
-        return {
+        said = {
             **self.facts,
             "model": self.name,
             "vocab_size": self.teacher.vocab_size,
@@ -57,6 +65,7 @@ class ServedModel:
             "max_request_bytes": int(self.settings.max_request_mb * _MEBI),
             "max_answer_bytes": int(self.settings.max_answer_mb * _MEBI),
         }
+        return {**said, "checksum": checksum_of(said)}
 
     @cached_property
     def tokenizer(self) -> bytes:
@@ -67,7 +76,7 @@ class ServedModel:
         tensors = {
             name: torch.frombuffer(bytearray(content), dtype=torch.uint8) for name, content in files.items() if content
         }
-        return sealed(tensors, self.facts)
+        return sealed("tokenizer", tensors, self.facts)
 
     @cached_property
     def head(self) -> bytes:
@@ -77,7 +86,7 @@ class ServedModel:
         tensors = {"weight": signal.weight}
         if signal.bias is not None:
             tensors["bias"] = signal.bias
-        return sealed(tensors, {**self.facts, "scale": signal.scale, "softcap": signal.softcap})
+        return sealed("head", tensors, {**self.facts, "scale": signal.scale, "softcap": signal.softcap})
 
     def check(self, rows: list[ScoredRow], wish: Wish) -> None:
         """Refuse what cannot be answered, before any work.

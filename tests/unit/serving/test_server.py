@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import save
 
 from amidkd.serving.worker import Worker
-from amidkd.teachers.served.protocol import BINARY, ScoredRow, Wish, open_sealed, pack_request
+from amidkd.teachers.served.protocol import BINARY, PROTOCOL, ScoredRow, Wish, open_sealed, pack_request
 from serving_world import Serving, serving, wait_until
 
 WISH = Wish("top_k", 4, 17)
 ROW = ScoredRow(torch.tensor([1, 5, 6, 7]), torch.tensor([0, 2]))
-FACTS = {"protocol": 1, "format": "top_k", "top_k": 4, "vocab_size": 17}
+FACTS = {"protocol": PROTOCOL, "format": "top_k", "top_k": 4, "vocab_size": 17}
 LIMITS = {"max_rows": 8, "max_tokens": 16, "max_top_k": 12, "max_request_mb": 0.01, "max_answer_mb": 0.001}
 
 
@@ -36,7 +36,7 @@ def ask(
 def good(server: Serving) -> None:
     status, content, _ = ask(server, pack_request([ROW], WISH))
     assert status == 200
-    tensors, facts = open_sealed(content)
+    tensors, facts = open_sealed("score", content)
     assert tensors["ids"].shape == (2, 4)
     assert facts["fingerprint"] == server.model.teacher.fingerprint()
 
@@ -66,7 +66,7 @@ GARBAGE: dict[str, tuple[bytes, int, str]] = {
     "no facts": (save({"tokens": ints(1)}), 400, "safetensors"),
     "deep facts": (raw("[" * 3000), 400, "safetensors"),
     "facts that are a list": (raw([1]), 400, "mapping"),
-    "another protocol": (raw({**FACTS, "protocol": 2}), 400, "protocol 2"),
+    "another protocol": (raw({**FACTS, "protocol": PROTOCOL + 1}), 400, f"protocol {PROTOCOL + 1}"),
     "another format": (raw({**FACTS, "format": "all"}), 422, "format"),
     "k of 0": (raw({**FACTS, "top_k": 0}), 422, "top_k"),
     "k that is true": (raw({**FACTS, "top_k": True}), 422, "top_k"),

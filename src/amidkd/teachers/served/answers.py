@@ -8,17 +8,20 @@ from torch import Tensor
 
 from amidkd.errors import SettingError, TeacherError
 from amidkd.signals import Hidden
+from amidkd.teachers.served.http import read_json
 from amidkd.teachers.served.protocol import (
     PROTOCOL,
     DamagedError,
+    Question,
     ScoredRow,
     Wish,
+    checksum_of,
     digests_of,
     open_sealed,
 )
 from amidkd.transport import PassingError
 
-__all__ = ["check_info", "check_model", "read_answer", "read_head", "read_whole"]
+__all__ = ["check_model", "read_answer", "read_head", "read_info", "read_whole"]
 
 _MASS = 1e-3
 """How far the probabilities of an answer, tail included, may be from 1 in sum: rounding, far below a lost tail."""
@@ -30,19 +33,31 @@ _INFO = {
 }  # fmt: skip
 
 
-def check_info(info: Any, url: str) -> dict[str, Any]:
+def read_info(content: bytes, headers: Mapping[str, str], *, url: str) -> dict[str, Any]:
     """What a server says of itself, if it is one that can be understood.
 
+    Args:
+        content: The answer.
+        headers: Its headers.
+        url: Who was asked.
+
     Raises:
+        PassingError: It is cut off or damaged.
         SettingError: It is no `amidkd serve`, or one of another version.
     """
-    if not isinstance(info, dict) or any(type(info.get(name)) is not kind for name, kind in _INFO.items()):
+    info = read_json(content, headers)
+    # Half of the names: a damaged one does not make another server of it.
+    if not isinstance(info, dict) or 2 * len(info.keys() & _INFO.keys()) < len(_INFO):
         raise SettingError(f"teacher.url: what answers at {url} is no `amidkd serve` (for vLLM set teacher.api=vllm)")
-    if info["protocol"] != PROTOCOL:
+    sound = info.get("checksum") == checksum_of(info)
+    # Protocol 1 had no checksum here.
+    if info.get("protocol") != PROTOCOL and (sound or "checksum" not in info):
         raise SettingError(
-            f"teacher.url: the server at {url} (amidkd {info.get('package')}) speaks protocol {info['protocol']}, this "
-            f"version {PROTOCOL}; install the same version on both machines"
+            f"teacher.url: the server at {url} (amidkd {info.get('package')}) speaks protocol {info.get('protocol')}, "
+            f"this version {PROTOCOL}; install the same version on both machines"
         )
+    if not sound or any(type(info.get(name)) is not kind for name, kind in _INFO.items()):
+        raise PassingError("what the server says of itself does not match its checksum", gone=True)
     return info
 
 
@@ -59,14 +74,21 @@ def check_model(facts: Mapping[str, Any], fingerprint: str) -> None:
         )
 
 
-def read_whole(content: bytes, headers: Mapping[str, str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_whole(
+    content: bytes, headers: Mapping[str, str], *, question: Question
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """A sealed answer.
 
+    Args:
+        content: The answer.
+        headers: Its headers.
+        question: What was asked.
+
     Raises:
-        PassingError: It is cut off or damaged.
+        PassingError: It is cut off or damaged, or answers another question.
     """
     try:
-        return open_sealed(content)
+        return open_sealed(question, content)
     except DamagedError as error:
         raise PassingError(str(error), gone=True) from error
 
@@ -90,7 +112,7 @@ def read_answer(
         PassingError: It is damaged, or speaks of other rows.
         TeacherError: Another model said it.
     """
-    tensors, facts = read_whole(content, headers)
+    tensors, facts = read_whole(content, headers, question="score")
     check_model(facts, fingerprint)
     echo, wanted = tensors.pop("digests", torch.empty(0)), digests_of(rows)
     if echo.shape != wanted.shape or not torch.equal(echo, wanted) or facts.get("format") != wish.form:
@@ -115,7 +137,7 @@ def read_head(content: bytes, headers: Mapping[str, str], *, fingerprint: str, w
         PassingError: It is damaged.
         TeacherError: It is another model's.
     """
-    tensors, facts = read_whole(content, headers)
+    tensors, facts = read_whole(content, headers, question="head")
     check_model(facts, fingerprint)
     weight, bias, scale, softcap = tensors.get("weight"), tensors.get("bias"), facts.get("scale"), facts.get("softcap")
     sound = weight is not None and weight.ndim == 2 and weight.shape[0] == width and weight.is_floating_point()

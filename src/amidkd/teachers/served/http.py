@@ -9,7 +9,7 @@ from amidkd.config import ServedTeacher
 from amidkd.errors import SettingError, TeacherError
 from amidkd.transport import PassingError, RefusedError, Server, persist
 
-__all__ = ["PassingError", "TeacherClient"]
+__all__ = ["PassingError", "TeacherClient", "read_json"]
 
 T = TypeVar("T")
 

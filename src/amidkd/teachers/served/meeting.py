@@ -13,7 +13,7 @@ from amidkd.config import ServedTeacher as ServedTeacherConfig
 from amidkd.errors import SettingError, TeacherError
 from amidkd.models import load_tokenizer
 from amidkd.teachers.base import Teacher
-from amidkd.teachers.served.answers import check_info, check_model, read_head, read_whole
+from amidkd.teachers.served.answers import check_model, read_head, read_info, read_whole
 from amidkd.teachers.served.client import ServedTeacher
 from amidkd.teachers.served.http import TeacherClient
 from amidkd.teachers.vocabulary import prove_same_vocabulary
@@ -39,7 +39,7 @@ def connect(config: ServedTeacherConfig, *, student_tokenizer: Any, device: Any 
         return connect_vllm(config, student_tokenizer=student_tokenizer, device=device)
     closing = threading.Event()
     client = TeacherClient(config, pause=lambda seconds: _wait(closing, seconds))
-    info = check_info(client.get_json("/info"), client.url)
+    info = _ask_info(client)
     if config.model is None:
         with tempfile.TemporaryDirectory() as folder:
             _write_tokenizer(client, info, Path(folder))
@@ -72,15 +72,19 @@ def fetch_tokenizer(config: ServedTeacherConfig) -> Path:
         TeacherError: Nothing answers.
     """
     client = TeacherClient(config)
-    info = check_info(client.get_json("/info"), client.url)
+    info = _ask_info(client)
     folder = Path(tempfile.mkdtemp(prefix="amidkd-tokenizer-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     _write_tokenizer(client, info, folder)
     return folder
 
 
+def _ask_info(client: TeacherClient) -> dict[str, Any]:
+    return client.ask("GET", "/info", read=lambda *answer: read_info(*answer, url=client.url))
+
+
 def _write_tokenizer(client: TeacherClient, info: dict[str, Any], folder: Path) -> None:
-    files, facts = client.ask("GET", "/tokenizer", read=read_whole)
+    files, facts = client.ask("GET", "/tokenizer", read=lambda *answer: read_whole(*answer, question="tokenizer"))
     check_model(facts, info["fingerprint"])
     for name, content in files.items():
         # The server is trusted with the teacher, not with this machine's files.

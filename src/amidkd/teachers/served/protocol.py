@@ -1,8 +1,9 @@
 """What `amidkd serve` and its client say to each other: safetensors both ways, sealed and with an echo.
 
 A request holds rows (token ids, and the positions whose next token is asked for); an answer holds what the teacher
-says there. Each answer begins with a checksum of all that follows, names the model by its fingerprint, and repeats a
-digest of each row that it speaks of, so that the client knows that it holds a signal of the tokens that it sent.
+says there. Each answer begins with a checksum of all that follows, names the question and the model (by its
+fingerprint), and repeats a digest of each row that it speaks of, so that the client knows that it holds a signal of the
+tokens that it sent. What the server says of itself is JSON, for people to read too, with a checksum among its facts.
 """
 
 # Tensors carry their shape in their name.
@@ -27,6 +28,7 @@ __all__ = [
     "ScoredRow",
     "Wish",
     "bytes_per_token",
+    "checksum_of",
     "digests_of",
     "open_sealed",
     "pack_request",
@@ -34,10 +36,13 @@ __all__ = [
     "sealed",
 ]
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Version of what is said; both sides must have the same."""
 
 BINARY = "application/octet-stream"
+
+Question = Literal["tokenizer", "head", "score"]
+"""What a sealed answer says that it answers: the last part of the address that was asked."""
 
 _CHECKSUM = 32
 _DIGEST = 16
@@ -55,7 +60,7 @@ class RequestError(Exception):
 
 
 class DamagedError(Exception):
-    """An answer that is cut off or was changed on its way."""
+    """An answer that is cut off, was changed on its way, or was meant for another question."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,31 +116,49 @@ def digests_of(rows: Sequence[ScoredRow]) -> Tensor:
     )
 
 
-def sealed(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> bytes:
+def checksum_of(facts: Mapping[str, Any]) -> str:
+    """A checksum of facts that JSON holds, whatever their order, in hexadecimal.
+
+    Args:
+        facts: By name; one of the name ``checksum`` does not count.
+    """
+    counted = {name: value for name, value in facts.items() if name != "checksum"}
+    return hashlib.blake2b(json.dumps(counted, sort_keys=True).encode(), digest_size=_CHECKSUM).hexdigest()
+
+
+def sealed(question: Question, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> bytes:
     """Tensors and facts as bytes, behind a checksum of them.
 
     Args:
+        question: What they answer.
         tensors: By name, on any device.
         facts: What JSON can hold, by name.
     """
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    content = save(whole, {"facts": json.dumps(dict(facts))})
+    content = save(whole, {"facts": json.dumps({**facts, "question": question})})
     return hashlib.blake2b(content, digest_size=_CHECKSUM).digest() + content
 
 
-def open_sealed(data: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def open_sealed(question: Question, data: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The inverse of :func:`sealed`.
 
+    Args:
+        question: What was asked.
+        data: What came.
+
     Raises:
-        DamagedError: The bytes are not those that were sealed.
+        DamagedError: The bytes are not those that were sealed, or they answer another question.
     """
     content = data[_CHECKSUM:]
     if len(data) <= _CHECKSUM or hashlib.blake2b(content, digest_size=_CHECKSUM).digest() != data[:_CHECKSUM]:
         raise DamagedError(f"the answer ({len(data)} bytes) does not match its checksum")
     try:
-        return load(content), _facts(content)
+        tensors, facts = load(content), _facts(content)
     except _UNREADABLE as error:
         raise DamagedError(f"the answer cannot be read ({error})") from error
+    if facts.get("question") != question:
+        raise DamagedError(f"the answer is one to {facts.get('question')!r}, not to {question!r}")
+    return tensors, facts
 
 
 def pack_request(rows: Sequence[ScoredRow], wish: Wish) -> bytes:

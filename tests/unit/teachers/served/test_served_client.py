@@ -1,5 +1,7 @@
 """The client of `amidkd serve` says what the live teacher says, or nothing: never a signal of other tokens."""
 
+import contextlib
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +20,10 @@ from amidkd.models import load_tokenizer
 from amidkd.signals import Hidden, Logits, TopK
 from amidkd.teachers import LiveTeacher, Teacher, make_live, make_teacher
 from amidkd.teachers.served import ServedTeacher, fetch_tokenizer, meeting
+from amidkd.teachers.served.answers import read_info
+from amidkd.teachers.served.protocol import PROTOCOL, checksum_of
 from amidkd.teachers.truncation import truncated
+from amidkd.transport import PassingError
 from serving_world import VOCABULARY, Serving, damaging, free_port, random_batch, save_teacher, serving
 from tiny_models import tiny_model
 from tiny_world import make_tokenizer
@@ -182,6 +187,40 @@ def test_an_answer_to_another_question_of_the_same_shape(server: Serving, live: 
         teacher.close()
 
 
+@pytest.mark.parametrize("asked", ["/info", "/tokenizer", "/head"])
+def test_meeting_takes_no_answer_to_another_question(server: Serving, live: LiveTeacher, asked: str) -> None:
+    scored: list[bytes] = []
+    swapped = 0
+
+    def damage(path: str, content: bytes) -> bytes:
+        nonlocal swapped
+        if path == "/score":
+            scored.append(content)
+        elif path == asked and scored and swapped < 2:
+            # Whole, of this model, and with a good checksum.
+            swapped += 1
+            return scored[0]
+        return content
+
+    with damaging(server.port, damage) as url:
+        joined(url).close()
+        teacher = joined(url, format="hidden")
+        same(teacher.signal(batch := random_batch(0)), live.signal(batch))
+        teacher.close()
+    assert swapped == 2
+
+
+def test_any_bit_of_what_the_server_says_of_itself_counts(server: Serving) -> None:
+    content = json.dumps(server.model.info, separators=(",", ":")).encode()
+    assert read_info(content, {}, url=server.url) == server.model.info
+    for place in range(8 * len(content)):
+        changed = bytearray(content)
+        changed[place // 8] ^= 1 << place % 8
+        # Another spelling of the same facts would do; other facts would not.
+        with contextlib.suppress(PassingError):
+            assert read_info(bytes(changed), {}, url=server.url) == server.model.info
+
+
 def test_a_server_that_goes_on_harming_is_an_error(server: Serving) -> None:
     harmful = False
     with damaging(server.port, lambda path, content: flipped(content) if harmful else content) as url:
@@ -237,9 +276,12 @@ def test_settings_that_the_server_cannot_meet(folder: Path, tmp_path: Path) -> N
 def test_what_is_no_such_server(server: Serving) -> None:
     with pytest.raises(TeacherError, match=r"failed 2 times.*Is the server running"):
         joined(f"http://127.0.0.1:{free_port()}", retries=1)
+    later = server.model.info | {"protocol": PROTOCOL + 1}
+    without = {name: value for name, value in server.model.info.items() if name != "checksum"}
     others = {
         "no `amidkd serve`": lambda path, content: b'{"status": "ok"}',
-        "speaks protocol 2": lambda path, content: content.replace(b'"protocol":1', b'"protocol":2'),
+        "speaks protocol 1": lambda path, content: json.dumps(without | {"protocol": 1}).encode(),
+        "speaks protocol 3": lambda path, content: json.dumps(later | {"checksum": checksum_of(later)}).encode(),
     }
     for message, damage in others.items():
         with damaging(server.port, damage) as url, pytest.raises(SettingError, match=message):
