@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         1 for a run that had to stop (a loss that is not finite, a server that is gone, a full disk) and
         for a doctor that found something wrong; 130 after an interrupt.
     """
-    options = _parser().parse_args(arguments)
+    options = _options(arguments)
     if options.verb is None:
         _parser().print_help()
         return 0
@@ -73,6 +73,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 130
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    # argparse takes no setting that comes after an option.
+    if rest and not (hasattr(options, "overrides") and all("=" in word and word[0] != "-" for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.overrides = [*options.overrides, *rest]
+    return options
 
 
 def _parser() -> argparse.ArgumentParser:

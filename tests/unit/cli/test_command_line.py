@@ -175,3 +175,18 @@ def test_a_closed_pipe_is_no_error(run_file) -> None:
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "0"
     assert "Traceback" not in done.stderr
+
+
+def test_settings_may_come_after_an_option(run_file, capsys) -> None:
+    path = str(run_file())
+    code, _, err = outcome(capsys, "report", path, "--format", "md", "training.seed=x")
+    assert (code, "training.seed" in err) == (2, True)
+    for words in (
+        ("report", path, "--format", "md", "md"),
+        ("watch", path, "--tui", "training.seed=1"),
+        ("demo", "--a=b"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(list(words))
+        assert ended.value.code == 2
+        assert "unrecognized arguments" in capsys.readouterr().err
