@@ -79,7 +79,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     # argparse takes no setting that comes after an option.
-    if rest and not (hasattr(options, "overrides") and all("=" in word and word[0] != "-" for word in rest)):
+    if rest and not (hasattr(options, "overrides") and all("=" in word and not word.startswith("-") for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         options.overrides = [*options.overrides, *rest]

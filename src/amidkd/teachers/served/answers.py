@@ -47,17 +47,18 @@ def read_info(content: bytes, headers: Mapping[str, str], *, url: str) -> dict[s
     """
     info = read_json(content, headers)
     # Half of the names: a damaged one does not make another server of it.
-    if not isinstance(info, dict) or 2 * len(info.keys() & _INFO.keys()) < len(_INFO):
-        raise SettingError(f"teacher.url: what answers at {url} is no `amidkd serve` (for vLLM set teacher.api=vllm)")
-    sound = info.get("checksum") == checksum_of(info)
+    alike = isinstance(info, dict) and 2 * len(info.keys() & _INFO.keys()) >= len(_INFO)
     # Protocol 1 had no checksum here.
-    if info.get("protocol") != PROTOCOL and (sound or "checksum" not in info):
+    summed = alike and ("checksum" in info or info.get("protocol") == PROTOCOL)
+    if summed and info.get("checksum") != checksum_of(info):
+        raise PassingError("what the server says of itself does not match its checksum", gone=True)
+    if alike and info.get("protocol") != PROTOCOL:
         raise SettingError(
             f"teacher.url: the server at {url} (amidkd {info.get('package')}) speaks protocol {info.get('protocol')}, "
             f"this version {PROTOCOL}; install the same version on both machines"
         )
-    if not sound or any(type(info.get(name)) is not kind for name, kind in _INFO.items()):
-        raise PassingError("what the server says of itself does not match its checksum", gone=True)
+    if not alike or any(type(info.get(name)) is not kind for name, kind in _INFO.items()):
+        raise SettingError(f"teacher.url: what answers at {url} is no `amidkd serve` (for vLLM set teacher.api=vllm)")
     return info
 
 
