@@ -14,6 +14,8 @@ from amidkd.evaluation.compare import Gap, Verdict
 from amidkd.record import RunFolder, write_json
 from amidkd.report import compare_runs, compared
 from amidkd.report.compare.figures import gap_figures
+from amidkd.report.compare.shared import Side
+from amidkd.report.compare.words import sentence_of_pair
 from compare_world import make, result
 
 
@@ -213,3 +215,15 @@ def test_the_first_bar_of_a_kind_is_named_whichever_metric_has_it() -> None:
     (second,) = gap_figures("b", [gap("coverage", None), gap("ece", Interval(0.0, 0.2, 0.95))])
     assert "over prompts" not in without.svg
     assert "over prompts" in second.svg
+
+
+def test_a_pair_in_words_says_how_many_differences_hold() -> None:
+    def gap(metric: str, finding: str) -> Gap:
+        return Gap(metric, Estimate(0.1), 0.01, 0.01, 9, 9, None, math.nan, Verdict(finding, "worse"))
+
+    gaps = [gap("nll", "holds"), gap("coverage", "seeds differ"), gap("ece", "seeds differ"), gap("text_nll", "noise")]
+    other = Side("b", [], {}, {}, {}, gaps)
+    assert sentence_of_pair(Side("a", [], {}, {}, {}, []), other) == (
+        "b against a: worse in NLL of real text, Coverage and Calibration error; 1 of 4 metrics inside the noise. "
+        "Over training seeds, of these differences 1 holds, 2 are inside the noise."
+    )

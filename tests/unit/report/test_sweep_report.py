@@ -1,6 +1,7 @@
 """The page of a sweep: verdicts against hand-made numbers, and what the page says of good, bad and odd sweeps."""
 
 import html
+import itertools
 import json
 import math
 import re
@@ -305,6 +306,35 @@ def test_the_front_by_hand(tmp_path: Path) -> None:
     assert figure.caption == "Trial 5 is the best in both.", "-coverage asks for little of it"
     assert "lower is better" in figure.svg
     assert "higher is better" not in figure.svg
+
+
+def test_names_on_a_crowded_front_lie_on_no_other_name_and_no_point(tmp_path: Path) -> None:
+    # Close to each other by a far one, and each beside the next one's name.
+    trials = [trial(n, {A: 0.3 * n}, 1.05 - 0.02 * n) for n in range(9)]
+    sweep = read_sweep(
+        write_sweep(tmp_path / "s", [*trials, trial(9, {A: 5.0}, 0.5)], space={A: {"low": 0, "high": 5}})
+    )
+    figure = front_figure("f", sweep, "nll", "coverage", "")
+    assert figure is not None
+    root = ET.fromstring(figure.svg)
+    dots = [
+        (float(use.get("x", "")), float(use.get("y", "")))
+        for group in root.iter(f"{SVG}g")
+        if "point-" in group.get("id", "")
+        for use in group.iter(f"{SVG}use")
+    ]
+    names = [text for text in root.iter(f"{SVG}text") if "7.5px" in text.get("style", "")]
+    boxes = []
+    for name in names:
+        x, y, wide = float(name.get("x", "")), float(name.get("y", "")), 3.5 * len("".join(name.itertext()))
+        left = x - wide if "anchor: end" in name.get("style", "") else x
+        boxes.append((left, y - 5, left + wide, y))
+    assert len(dots) == 10
+    assert 2 <= len(boxes) < 10
+    for left, top, right, bottom in boxes:
+        assert not any(left <= x <= right and top <= y <= bottom for x, y in dots)
+    for one, two in itertools.combinations(boxes, 2):
+        assert one[2] <= two[0] or two[2] <= one[0] or one[3] <= two[1] or two[3] <= one[1]
 
 
 def test_values_of_any_length_and_with_any_sign_fit_their_pictures(tmp_path: Path, recwarn) -> None:

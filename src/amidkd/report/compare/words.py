@@ -83,13 +83,14 @@ def _what_it_rests_on(held: Sequence[Gap]) -> str:
     if kinds == {"few seeds"}:
         return ". Training seeds agree, but are too few for so many tests"
     told = {
-        "holds": "hold",
-        "few seeds": "agree, by too few seeds for so many tests",
-        "seeds differ": "are inside the noise",
-        "prompts": "are unknown",
+        "holds": ("holds", "hold"),
+        "few seeds": ("agrees, by too few seeds for so many tests", "agree, by too few seeds for so many tests"),
+        "seeds differ": ("is inside the noise", "are inside the noise"),
+        "prompts": ("is unknown", "are unknown"),
     }
     counts = {finding: sum(gap.verdict.finding == finding for gap in held) for finding in told}
-    return ". Over training seeds, of these " + ", ".join(f"{n} {told[what]}" for what, n in counts.items() if n)
+    listed = (f"{n} {told[what][n > 1]}" for what, n in counts.items() if n)
+    return f". Over training seeds, of these differences {', '.join(listed)}"
 
 
 def _label(gap: Gap) -> str:

@@ -1,9 +1,9 @@
 """Pictures of a sweep: metrics along a key, the front of two metrics, what each key explains."""
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any, Literal
 
 from amidkd.evaluation.metrics import Metric
@@ -114,7 +114,7 @@ def _lines(sweep: Sweep, drawn: Sequence[Trial], x: str, colour: str | None) -> 
 
 
 def _least_gap(values: Sequence[float]) -> float:
-    return min((b - a for a, b in pairwise(sorted(set(values)))), default=0.0)
+    return min((b - a for a, b in itertools.pairwise(sorted(set(values)))), default=0.0)
 
 
 def _value(trial: Trial, metric: str) -> float:
@@ -211,29 +211,28 @@ def front_figure(name: str, sweep: Sweep, x: str, y: str, title: str) -> Figure 
 def _label_front(
     axes: Any, front: Sequence[Trial], place: Callable[[Trial], tuple[float, float]], text: Callable[[Trial], str]
 ) -> None:
-    """Name points of the front, leaving out a name that would lie on another."""
+    """Name points of the front, each beside its own; a name that would lie on a point or another name is left out."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.transforms import Bbox
 
     renderer = FigureCanvasAgg(axes.figure).get_renderer()
     # Limits and layout are settled only by drawing.
     axes.figure.draw_without_rendering()
     box = {"facecolor": (PAPER, 0.75), "edgecolor": "none", "pad": 0.5}
-    taken: list[Any] = []
+    style = {"textcoords": "offset points", "fontsize": 7.5, "color": INK, "bbox": box, "zorder": 1.5}
+    frame, dots = axes.get_window_extent(renderer), axes.transData.transform([place(trial) for trial in front])
+    radius = renderer.points_to_pixels(3)
+    taken = [Bbox([dot - radius, dot + radius]) for dot in dots]
     for trial in front[:: max(1, math.ceil(len(front) / _MOST_LABELS))]:
-        style = {
-            "textcoords": "offset points",
-            "xytext": (5, 4),
-            "fontsize": 7.5,
-            "color": INK,
-            "bbox": box,
-            "zorder": 1.5,
-        }
-        label = axes.annotate(drawn_text(text(trial), 48), place(trial), **style)
-        extent = label.get_window_extent(renderer)
-        if any(extent.overlaps(other) for other in taken):
+        for right, up in itertools.product((5, -5), (4, -10)):
+            side = "left" if right > 0 else "right"
+            label = axes.annotate(drawn_text(text(trial), 48), place(trial), xytext=(right, up), ha=side, **style)
+            extent = label.get_window_extent(renderer)
+            inside = frame.x0 <= extent.x0 and extent.x1 <= frame.x1
+            if inside and not any(extent.overlaps(other) for other in taken):
+                taken.append(extent)
+                break
             label.remove()
-        else:
-            taken.append(extent)
 
 
 def importance_figure(name: str, shares: Mapping[str, float], metric: str) -> Figure:
