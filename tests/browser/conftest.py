@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ FLAGS = (
     "--disable-sync",
     "--hide-scrollbars",
 )
+PATIENCE = 120
+"""Seconds that what must come is waited for, such as a training run that a page follows."""
 
 
 class Browser:
@@ -49,6 +52,12 @@ class Browser:
     def run(self, script: str, *arguments: Any) -> Any:
         return self.driver.execute_script(script, *arguments)
 
+    def wait(self, script: str) -> Any:
+        """The first true value of an expression, which must come in time without the page being loaded again."""
+        from selenium.webdriver.support.ui import WebDriverWait
+
+        return WebDriverWait(self.driver, PATIENCE, poll_frequency=0.1).until(lambda _: self.run(f"return {script}"))
+
     def texts(self, selector: str) -> list[str]:
         """Words of what is shown; of a table's cell without its smaller lines."""
         return [element.text.split("\n")[0] for element in self.all(selector) if element.is_displayed()]
@@ -64,6 +73,17 @@ class Browser:
         for key in keys:
             self.driver.switch_to.active_element.send_keys(key)
         return self.driver.switch_to.active_element
+
+    @contextmanager
+    def stored(self, key: str, value: str) -> Iterator[None]:
+        """Pages loaded meanwhile find this in their storage; all others find it empty."""
+        added = self.at_each_load(f"localStorage.setItem({json.dumps(key)}, {json.dumps(value)})")
+        yield
+        self.driver.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", added)
+
+    def at_each_load(self, script: str) -> Any:
+        """Have a script run before those of any page, after the scripts that were named before."""
+        return self.driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": script})
 
     def requests(self) -> list[str]:
         """Addresses that were asked for since the last call."""
@@ -85,7 +105,10 @@ def started_browser() -> Iterator[Browser]:
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(service))
-    yield Browser(driver)
+    browser = Browser(driver)
+    # Chromium's processes have copies of what is stored, and show a page late, or not, what another one stored.
+    browser.at_each_load("try { localStorage.clear(); } catch { /* a page without storage */ }")
+    yield browser
     driver.quit()
 
 

@@ -85,13 +85,6 @@ def train(run_file: Path, *overrides: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, **pipes)
 
 
-def wait(browser: Any, script: str) -> Any:
-    """The first true value of an expression, which must come in time without the page being loaded again."""
-    from selenium.webdriver.support.ui import WebDriverWait
-
-    return WebDriverWait(browser.driver, SECONDS, poll_frequency=0.1).until(lambda _: browser.run(f"return {script}"))
-
-
 def state_is(state: str) -> str:
     return f"document.querySelector('.state').textContent === '{state}'"
 
@@ -101,29 +94,29 @@ def test_a_run_is_followed_from_before_its_start_to_its_end(live, run_file, tmp_
     assert "waiting for the run to begin" in live.one("#part-status").text
     first = train(run_file)
     try:
-        wait(live, state_is("running"))
-        wait(live, "document.querySelectorAll('#part-curves svg').length >= 6")
+        live.wait(state_is("running"))
+        live.wait("document.querySelectorAll('#part-curves svg').length >= 6")
         before = live.run("return document.querySelector('#part-curves').innerHTML")
-        wait(live, "document.querySelectorAll('#part-now dd').length >= 8")
-        wait(live, "document.querySelector('#part-status progress').value > 60")
+        live.wait("document.querySelectorAll('#part-now dd').length >= 8")
+        live.wait("document.querySelector('#part-status progress').value > 60")
         assert live.run("return document.title").endswith("% · run")
         assert json.loads(RunFolder(tmp_path / "run").progress_file.read_text())["steps"] == 250
         assert live.run("return document.documentElement.scrollWidth") <= 1200
     finally:
         first.send_signal(signal.SIGKILL)
         first.wait()
-    wait(live, state_is("stopped"))
+    live.wait(state_is("stopped"))
     assert "its process has ended" in live.one("#part-status").text
     assert "training.resume_from_checkpoint=true" in live.one("#part-status code").text
     again = train(run_file, "training.resume_from_checkpoint=true")
     try:
-        wait(live, state_is("running"))
-        wait(live, state_is("done"))
+        live.wait(state_is("running"))
+        live.wait(state_is("done"))
         assert again.wait(timeout=SECONDS) == 0
     finally:
         again.kill()
-    wait(live, "document.querySelectorAll('#part-samples .sample').length > 0")
-    wait(live, f"document.querySelector('#part-curves').innerHTML !== {json.dumps(before)}")
+    live.wait("document.querySelectorAll('#part-samples .sample').length > 0")
+    live.wait(f"document.querySelector('#part-curves').innerHTML !== {json.dumps(before)}")
     assert "amidkd report" in live.one("#part-status code").text
     assert live.run("return window.notReloaded") is True
 
@@ -163,13 +156,13 @@ def test_what_the_reader_did_outlives_an_update(live, served, tmp_path) -> None:
         (tmp_path / "run" / "sweep.json").write_text(json.dumps({**entry, "stopped": None}))
 
     write(2)
-    wait(live, "document.querySelectorAll('#part-trials tbody tr').length === 2")
+    live.wait("document.querySelectorAll('#part-trials tbody tr').length === 2")
     live.one("#part-trials thead th:nth-child(4) button").click()
     assert live.texts("#part-trials tbody th") == ["1", "0"]
     live.one("#part-trials input[type=search]").send_keys("done", Keys.TAB)
     live.one("button.theme").click()
     write(3)
-    wait(live, "document.querySelectorAll('#part-trials tbody tr').length === 3")
+    live.wait("document.querySelectorAll('#part-trials tbody tr').length === 3")
     assert live.texts("#part-trials tbody th") == ["1", "2", "0"]
     assert live.run("return document.querySelector('#part-trials input').value") == "done"
     assert live.run("return document.documentElement.dataset.theme") == "dark"
@@ -183,11 +176,11 @@ def test_the_end_of_the_watching_is_said(started_browser, tmp_path) -> None:
     server = PageServer(page, 0)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     started_browser.driver.get(server.url)
-    wait(started_browser, "document.querySelector('.link').hidden === true")
+    started_browser.wait("document.querySelector('.link').hidden === true")
     page.close()
     server.shutdown()
     server.server_close()
-    wait(started_browser, "document.querySelector('.link').hidden === false")
+    started_browser.wait("document.querySelector('.link').hidden === false")
     started_browser.driver.get("about:blank")
     # The browser reports the connection that it lost.
     started_browser.driver.get_log("browser")
