@@ -51,16 +51,19 @@ def damage(seed: int) -> Callable[[str, bytes], "bytes | int | None"]:
     return harm
 
 
-def learn(number: int, url: str, live: LiveTeacher, steps: "SynchronizedArray[int]", count: int) -> int:
-    """What a client does: as many steps as it can, each signal checked before it counts."""
+def learn(
+    number: int, url: str, live: LiveTeacher, steps: "SynchronizedArray[int]", enough: Callable[[int], bool]
+) -> int:
+    """What a client does: steps until they are enough, each signal checked before it counts."""
     form = "hidden" if number % 2 else "top_k"
     config = ServedTeacherConfig(url=url, format=form, top_k=6, batch_rows=2, connections=2, retries=60, timeout=5)
     try:
         teacher = make_teacher(config, student_tokenizer=make_tokenizer())
-        batches = [random_batch(1000 * number + step) for step in range(count + 1)]
-        for step in range(count):
-            teacher.expect(batches[step : step + 2])
-            found, wanted = teacher.signal(batches[step]), live.signal(batches[step])
+        batch = random_batch(1000 * number)
+        while not enough(steps[number]):
+            following = random_batch(1000 * number + steps[number] + 1)
+            teacher.expect([batch, following])
+            found, wanted = teacher.signal(batch), live.signal(batch)
             if isinstance(found, TopK):
                 wanted = truncated(wanted, 6, vocab_size=VOCABULARY)
             name = "log_probs" if isinstance(found, TopK) else "states"
@@ -68,7 +71,8 @@ def learn(number: int, url: str, live: LiveTeacher, steps: "SynchronizedArray[in
             if mine.shape != theirs.shape or not torch.allclose(mine, theirs, rtol=1e-4, atol=1e-4):
                 return WRONG
             steps[number] += 1
-            # The student's own work: a run is not over before the server was killed.
+            batch = following
+            # The student's own work.
             time.sleep(0.15)
     except TeacherError:
         return STOPPED
@@ -87,9 +91,15 @@ def test_no_step_ever_uses_a_signal_of_other_tokens(
     fork = multiprocessing.get_context("fork")
     steps = fork.Array("i", CLIENTS)
     server, count = started(folder, port), kills * STEPS
+    # Clients differ in speed by what was damaged for them: without this the first is done before the last has begun.
+    last_kill_was = fork.Event()
     with damaging(port, damage(kills)) as url:
         clients = [
-            fork.Process(target=lambda number=number: os._exit(learn(number, url, live, steps, count)))
+            fork.Process(
+                target=lambda number=number: os._exit(
+                    learn(number, url, live, steps, lambda made: made >= count and last_kill_was.is_set())
+                )
+            )
             for number in range(CLIENTS)
         ]
         try:
@@ -108,12 +118,13 @@ def test_no_step_ever_uses_a_signal_of_other_tokens(
                 for client in clients[:KILLED]:
                     client.kill()
                 server = started(folder, port)
+            last_kill_was.set()
             for client in clients:
                 client.join(60)
             codes = [client.exitcode for client in clients]
             assert codes[:KILLED] == [-signal.SIGKILL] * KILLED
             assert codes[KILLED:] == [0] * (CLIENTS - KILLED)
-            assert list(steps)[KILLED:] == [count] * (CLIENTS - KILLED)
+            assert min(list(steps)[KILLED:]) >= count
             server.send_signal(signal.SIGTERM)
             assert server.wait(30) == 0
         finally:
