@@ -62,7 +62,10 @@ while True:
         while True: pass
     except BaseException: pass
 """
-    assert run_program(program, Limits(seconds=1)).why == "time: over 1 s"
+    started = time.monotonic()
+    outcome = run_program(program, Limits(seconds=1))
+    assert outcome.why == "time: over 1 s"
+    assert time.monotonic() - started < 4
 
 
 @linux
@@ -82,7 +85,10 @@ def test_of_much_output_the_beginning_is_kept_and_the_program_goes_on() -> None:
 
 def test_a_fork_bomb_is_refused() -> None:
     need_guard("processes", True)
-    assert run_program("import os\nwhile True: os.fork()", SMALL).why.startswith("BlockingIOError")
+    started = time.monotonic()
+    outcome = run_program("import os\nwhile True: os.fork()", SMALL)
+    assert outcome.why.startswith("BlockingIOError")
+    assert time.monotonic() - started < 5
     assert (
         "can't start new thread" in run_program("import threading\nthreading.Thread(target=print).start()", SMALL).why
     )
@@ -99,7 +105,7 @@ time.sleep(60)
     outcome = run_program(program, Limits(seconds=1, processes=4))
     assert outcome.why == "time: over 1 s"
     # The kernel ends them; on a busy machine that takes a moment.
-    patience = time.monotonic() + 30
+    patience = time.monotonic() + 5
     while _left_behind() and time.monotonic() < patience:
         time.sleep(0.05)
     assert _left_behind() == []
